@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target that needs it sets up: python3 (3.11 or later) is all that must be there.
+# uv is used where it is found. `make` alone lists the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# More arguments for a target's command: make test ARGS="-k chunker", make bench ARGS="--turns 10", make room ARGS="--help"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo room test check format bench clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
+		while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: ## set up .venv, or see that it is (every other target does this first)
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) is not on PATH; install Python 3.11 or later" >&2; exit 1; }
+	@$(PYTHON) scripts/setup_env.py
+
+demo: setup ## hear an agent's streamed text in a WebRTC room, with a barge-in: a table, out/demo.wav, out/demo.png
+	@$(BIN)/python agents/demo.py $(ARGS)
+
+room: setup ## talk with the same agent in a browser on this machine
+	@$(BIN)/python agents/pipecat_bot.py $(ARGS)
+
+test: setup ## run the tests
+	@$(BIN)/python -m pytest $(TEST_SKIPS) $(ARGS)
+
+check: setup ## ruff, pyright, and the code in the documents
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/pyright
+	@$(BIN)/python -m pytest tests/test_readme.py
+
+# `make check test` runs the documents' code once.
+TEST_SKIPS := $(if $(filter check,$(MAKECMDGOALS)),--ignore=tests/test_readme.py)
+
+format: setup ## let ruff repair and format the code
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: setup ## time to first audio over a conversation of 50 turns; prints the hardware and one JSON line
+	@$(BIN)/higgs-voice bench context --turns 50 $(ARGS)
+
+clean: ## remove what runs and builds leave behind
+	@rm -rf out dist build .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	@rm -rf .venv
