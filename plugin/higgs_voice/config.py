@@ -1,0 +1,82 @@
+"""Frozen settings, validated once. An unknown key is an error that names the valid ones."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import SettingsError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, strict about keys, errors are `SettingsError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_sentence(type(self), error)) from error
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with some values changed."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
+    parts: list[str] = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or cls.__name__
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{cls.__name__} has no setting {where!r}; it has: {', '.join(cls.model_fields)}")
+        else:
+            parts.append(f"{cls.__name__}.{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+    return "; ".join(parts)
+
+
+class Sampling(Settings):
+    """How codes are drawn from the model's logits. Defaults are those of the documented API."""
+
+    temperature: float = Field(0.7, ge=0.0, le=5.0)
+    """0 is greedy."""
+    top_k: int | None = Field(None, ge=1)
+    top_p: float = Field(0.95, gt=0.0, le=1.0)
+    ras_win_len: int | None = Field(7, ge=1)
+    """Repetition-aware sampling: rows looked back at; None turns it off."""
+    ras_win_max_num_repeat: int = Field(2, ge=1)
+    seed: int | None = Field(None, ge=0)
+    """None draws a new one for every chunk."""
+    max_new_tokens: int = Field(2048, ge=1)
+    """Rows (delayed frames) a chunk may take at most."""
+
+
+class Window(Settings):
+    """Which exchanges stay in the context. Give ``last_n`` (an int, or None for all) or seconds ``low`` and ``high``."""
+
+    kind: str = Field("seconds", pattern="^(seconds|last_n)$")
+    n: int | None = Field(5, ge=0)
+    """For ``last_n``: exactly the last n exchanges; None keeps all."""
+    low: float = Field(20.0, gt=0.0)
+    """For ``seconds``: what is left after a cut, in seconds of audio."""
+    high: float = Field(40.0, gt=0.0)
+    """For ``seconds``: what it grows to before it is cut, between turns."""
+    pin_first: bool = True
+    """Keep the first good exchange for ever, in a session whose voice has no reference clip."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.kind == "seconds" and self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not be above high ({self.high})")
+        return self
+
+    @classmethod
+    def last_n(cls, n: int | None, *, pin_first: bool = False) -> Window:
+        """The documented policy (`generation_chunk_buffer_size`); it pins nothing unless asked."""
+        return cls(kind="last_n", n=n, pin_first=pin_first)
+
+    @classmethod
+    def seconds(cls, low: float = 20.0, high: float = 40.0, *, pin_first: bool = True) -> Window:
+        """The sessions' default."""
+        return cls(kind="seconds", low=low, high=high, pin_first=pin_first)
