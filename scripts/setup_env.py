@@ -7,6 +7,8 @@ uv does the work: the one on PATH, else one from the package index into `.venv` 
 all that decides what is installed; while it is the same, nothing is resolved or installed.
 """
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import os
@@ -29,11 +31,11 @@ class SetupError(Exception):
     """What stops the set-up, in words for the person at the terminal."""
 
 
-def say(text):
+def say(text: str) -> None:
     print("setup: " + text, flush=True)
 
 
-def digest():
+def digest() -> str:
     """A digest of what decides the content of the environment, its place included: an editable install names it."""
     state = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt", os.path.join("scripts", "setup_env.py")):
@@ -43,7 +45,7 @@ def digest():
     return state.hexdigest()
 
 
-def is_current():
+def is_current() -> bool:
     """Whether the environment was set up completely, from the present files, and still has its interpreter."""
     try:
         with open(STAMP) as file:
@@ -52,7 +54,7 @@ def is_current():
         return False
 
 
-def works(*command):
+def works(*command: str) -> bool:
     """Whether a command can be run and succeeds."""
     try:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
@@ -61,14 +63,14 @@ def works(*command):
         return False
 
 
-def run(*command):
+def run(*command: str) -> None:
     """Run one step, with a sign of life where no terminal shows the tool's own progress bar."""
     began = time.monotonic()
     done = threading.Event()
 
-    def report():
+    def report() -> None:
         while not done.wait(HEARTBEAT_S):
-            say("still at it, {:.0f} s".format(time.monotonic() - began))
+            say(f"still at it, {time.monotonic() - began:.0f} s")
 
     if not sys.stderr.isatty():
         threading.Thread(target=report, daemon=True).start()
@@ -80,18 +82,18 @@ def run(*command):
         raise SetupError("'{}' failed with exit code {}; its output above says why".format(" ".join(command), code))
 
 
-def find_python():
+def find_python() -> str | None:
     """A Python that is new enough: the one that runs this file, or a later one on PATH. None where there is none."""
     if sys.version_info[:2] >= OLDEST:
         return sys.executable
     for minor in range(14, OLDEST[1] - 1, -1):
-        found = shutil.which("python3.{}".format(minor))
+        found = shutil.which(f"python3.{minor}")
         if found and works(found, "-c", ""):
             return found
     return None
 
 
-def create(uv, python):
+def create(uv: str | None, python: str | None) -> None:
     """Make an empty `.venv`. Without uv its pip comes from ensurepip, which Debian packs apart from Python."""
     if uv:
         # uv can fetch a Python itself where the system's is too old.
@@ -108,14 +110,14 @@ def create(uv, python):
         ).strip()
         raise SetupError(
             "this Python cannot make virtual environments: its ensurepip module is missing. On Debian and Ubuntu: "
-            "apt-get install python{}-venv; or install uv".format(version)
+            f"apt-get install python{version}-venv; or install uv"
         )
     run(python, "-m", "venv", "--clear", VENV)
 
 
-def install(uv):
+def install(uv: str | None) -> None:
     """Install the project, editable, with its extras and with the versions of constraints.txt."""
-    what = ["-c", os.path.join(ROOT, "constraints.txt"), "-e", "{}[{}]".format(ROOT, EXTRAS)]
+    what = ["-c", os.path.join(ROOT, "constraints.txt"), "-e", f"{ROOT}[{EXTRAS}]"]
     own_uv = os.path.join(VENV, "bin", "uv")
     if not uv and not os.path.exists(own_uv):
         say("installing uv into .venv")
@@ -130,7 +132,7 @@ def install(uv):
         run(VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *what)
 
 
-def main():
+def main() -> None:
     os.chdir(ROOT)
     # Two runs of make at once: the second waits and then finds the work done.
     lock = os.open(ROOT, os.O_RDONLY)
@@ -147,14 +149,14 @@ def main():
     uv = shutil.which("uv")
     if uv and not works(uv, "--version"):
         uv = None
-    if not works(VENV_PYTHON, "-c", "import sys; sys.exit(sys.version_info < {})".format(OLDEST)):
+    if not works(VENV_PYTHON, "-c", f"import sys; sys.exit(sys.version_info < {OLDEST})"):
         say("making .venv")
         create(uv, find_python())
-    say("installing higgs-voice[{}]: about 3 GB the first time (PyTorch), minutes on most lines".format(EXTRAS))
+    say(f"installing higgs-voice[{EXTRAS}]: about 3 GB the first time (PyTorch), minutes on most lines")
     install(uv)
     with open(STAMP, "w") as file:
         file.write(digest() + "\n")
-    say("done in {:.0f} s".format(time.monotonic() - began))
+    say(f"done in {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
