@@ -1,26 +1,26 @@
 """One exception tree. Adapters translate it into their framework's (``ErrorFrame``, ``APIError``).
 
-    HiggsVoiceError
-    ├── SettingsError (ValueError)     an unknown or impossible setting
-    ├── DependencyError (ImportError)  an extra is not installed
-    ├── VoiceError (ValueError)        a voice cannot be used as asked
-    │   ├── ClipError                  a reference clip: missing, not audio, empty, too long, not finite
-    │   └── VoiceFileError             a saved voice cannot be read
-    ├── ModelError                     a checkpoint cannot be used
-    │   ├── ModelNotFoundError         nothing by that name
-    │   └── CheckpointError            found, but corrupt or of another kind
-    ├── SynthesisError                 one chunk failed; the session goes on
-    │   ├── NoAudioError               the model ended at once, also with other seeds
-    │   ├── RunawayError               far more audio than the text can need
-    │   └── SilenceError               silence that would not end
-    ├── EngineError                    the engine cannot serve
-    │   ├── EngineBusyError            at capacity: refused at once
-    │   ├── EngineClosedError          asked after close
-    │   └── EngineDiedError            the worker is gone; carries what killed it
-    └── RemoteError                    an engine across a process boundary
-        ├── ConnectionLostError        no server, or the line broke for longer than the grace time
-        ├── ProtocolError              a message that is not ours
-        └── RefusedError               the server said no (token, limit, unknown voice)
+HiggsVoiceError
+├── SettingsError (ValueError)     an unknown or impossible setting
+├── DependencyError (ImportError)  an extra is not installed
+├── VoiceError (ValueError)        a voice cannot be used as asked
+│   ├── ClipError                  a reference clip: missing, not audio, empty, too long, not finite
+│   └── VoiceFileError             a saved voice cannot be read
+├── ModelError                     a checkpoint cannot be used
+│   ├── ModelNotFoundError         nothing by that name
+│   └── CheckpointError            found, but corrupt or of another kind
+├── SynthesisError                 one chunk failed; the session goes on
+│   ├── NoAudioError               the model ended at once, also with other seeds
+│   ├── RunawayError               far more audio than the text can need
+│   └── SilenceError               silence that would not end
+├── EngineError                    the engine cannot serve
+│   ├── EngineBusyError            at capacity: refused at once
+│   ├── EngineClosedError          asked after close
+│   └── EngineDiedError            the worker is gone; carries what killed it
+└── RemoteError                    an engine across a process boundary
+    ├── ConnectionLostError        no server, or the line broke for longer than the grace time
+    ├── ProtocolError              a message that is not ours
+    └── RefusedError               the server said no (token, limit, unknown voice)
 """
 
 from __future__ import annotations
