@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -82,6 +83,14 @@ def run(*command: str) -> None:
         raise SetupError("'{}' failed with exit code {}; its output above says why".format(" ".join(command), code))
 
 
+def trust_system_certificates() -> None:
+    """Let uv trust what this machine trusts, as pip does: a company's proxy signs with a certificate of its own."""
+    paths = ssl.get_default_verify_paths()
+    if sys.platform == "darwin" or paths.cafile or (paths.capath and os.listdir(paths.capath)):
+        os.environ.setdefault("UV_SYSTEM_CERTS", "1")
+        os.environ.setdefault("UV_NATIVE_TLS", "1")  # the name that earlier versions know
+
+
 def find_python() -> str | None:
     """A Python that is new enough: the one that runs this file, or a later one on PATH. None where there is none."""
     if sys.version_info[:2] >= OLDEST:
@@ -146,6 +155,7 @@ def main() -> None:
     began = time.monotonic()
     # An active environment of the user's own must not redirect what is installed.
     os.environ.pop("VIRTUAL_ENV", None)
+    trust_system_certificates()
     uv = shutil.which("uv")
     if uv and not works(uv, "--version"):
         uv = None
