@@ -1,0 +1,183 @@
+"""The model's forward pass over transformers' weights, for the two shapes that serving needs.
+
+`Forward.prefill` takes mixed rows of one context, `Forward.decode` one audio row for each of several. Both run the same
+blocks: Llama attention, and two feed-forward paths with norms of their own, one for text rows and one for audio rows.
+Where keys and values are stored and how attention reads them is the `Attend` that is passed in.
+
+The projections that read the same input are stacked once. The model's own parameters become views of the stacks, so
+nothing is held twice and the model class goes on working.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .kv import Attend
+
+
+@dataclass(slots=True)
+class Ffn:
+    """One of a layer's two feed-forward paths."""
+
+    norm_in: Tensor
+    """[H] weight of the norm before attention, which the two kinds of rows have apart too."""
+    norm_mid: Tensor
+    """[H] weight of the norm before the feed-forward network."""
+    gate_up: Tensor
+    """[2 I, H]"""
+    down: Tensor
+    """[I, H], transposed view."""
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one block."""
+
+    qkv: Tensor
+    """[(heads_q + 2 heads_kv) * D, H]"""
+    out: Tensor
+    """[heads_q * D, H], transposed view."""
+    text: Ffn
+    audio: Ffn
+
+
+def _stack(linears: list[nn.Linear]) -> Tensor:
+    """Weights of projections over the same input, in one tensor that they become views of."""
+    stacked = torch.cat([linear.weight.data for linear in linears])
+    start = 0
+    for linear in linears:
+        end = start + linear.weight.shape[0]
+        linear.weight.data = stacked[start:end]
+        start = end
+    return stacked
+
+
+class Forward:
+    """A `HiggsAudioV2ForConditionalGeneration` as two functions. Runs in inference mode; not thread-safe.
+
+    Errors: `CheckpointError` when the model has parts that this does not compute.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
+            raise CheckpointError(
+                "this Higgs v2 checkpoint has biases or an activation other than silu, which no published one has; "
+                "the engine cannot run it"
+            )
+        base = model.model
+        self.config = config
+        self.device: torch.device = base.embed_tokens.weight.device
+        self.dtype: torch.dtype = base.embed_tokens.weight.dtype
+        self.heads_q: int = config.num_attention_heads
+        self.heads: int = config.num_key_value_heads
+        self.head_dim: int = config.head_dim
+        self.eps: float = config.rms_norm_eps
+        self.layers = [self._layer(layer) for layer in base.layers]
+        self.norm: Tensor = base.norm.weight.data
+        self.head: Tensor = model.audio_lm_head.weight.data
+        self.embed_text: Tensor = base.embed_tokens.weight.data
+        self.embed_audio: Tensor = base.embed_audio_tokens.embed_audio_tokens.weight.data
+        self.offsets = torch.arange(config.num_codebooks, device=self.device) * config.codebook_size
+        self._rotary = base.rotary_emb
+        self.cos = self.sin = torch.empty(0)
+        self.extend_positions(2048)
+
+    @staticmethod
+    def _layer(layer: Any) -> Layer:
+        def ffn(mlp: Any, norm_in: Any, norm_mid: Any) -> Ffn:
+            gate_up = _stack([mlp.gate_proj, mlp.up_proj])
+            return Ffn(norm_in.weight.data, norm_mid.weight.data, gate_up, mlp.down_proj.weight.data.t())
+
+        attention = layer.self_attn
+        return Layer(
+            qkv=_stack([attention.q_proj, attention.k_proj, attention.v_proj]),
+            out=attention.o_proj.weight.data.t(),
+            text=ffn(layer.mlp, layer.input_layernorm, layer.post_attention_layernorm),
+            audio=ffn(layer.audio_mlp, layer.audio_input_layernorm, layer.audio_post_attention_layernorm),
+        )
+
+    @torch.inference_mode()
+    def extend_positions(self, positions: int) -> None:
+        """Make the rotary tables reach at least this many positions."""
+        if positions <= len(self.cos):
+            return
+        ids = torch.arange(max(positions, 2 * len(self.cos)), device=self.device)[None]
+        cos, sin = self._rotary(torch.empty(0, dtype=self.dtype, device=self.device), ids)
+        half = self.head_dim // 2
+        self.cos = cos[0, :, None].contiguous()  # [P, 1, D]
+        self.sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)[:, None].contiguous()
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor, codes: Tensor, audio: Tensor, text: Tensor, past: int, attend: Attend) -> Tensor:
+        """Hidden states [L, H] before the last norm.
+
+        ``tokens`` [L], ``codes`` [L, K], ``audio`` and ``text`` the indices of the rows of each kind, ``past`` the position
+        of the first row.
+        """
+        count = tokens.shape[0]
+        self.extend_positions(past + count)
+        if audio.shape[0] == count:
+            x, kinds = self._embed_audio(codes), None
+        else:
+            x = F.embedding(tokens, self.embed_text)
+            if audio.shape[0]:
+                x[audio] = self._embed_audio(codes[audio])
+            kinds = (audio, text)
+        return self._blocks(x, self.cos[past : past + count], self.sin[past : past + count], attend, kinds)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Logits [B, K, V] in float32 after one audio row [B, K] for each context, at ``positions`` [B].
+
+        The rotary tables must reach the positions already.
+        """
+        rows = codes.shape[0]
+        if rows == 1 and self.device.type == "cpu":
+            # One row takes another matrix kernel, which sums in another order than two rows and more do. Doubled, a row's
+            # logits are the same bits whoever shares the batch.
+            codes, positions = codes.expand(2, -1), positions.expand(2)
+        x = self._blocks(self._embed_audio(codes), self.cos[positions], self.sin[positions], attend, None)
+        return self.logits(x)[:rows]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Hidden states [R, H] to logits [R, K, V] in float32."""
+        x = F.linear(F.rms_norm(x, self.norm.shape, self.norm, self.eps), self.head)
+        return x.view(x.shape[0], self.config.num_codebooks, self.config.codebook_size).float()
+
+    def _embed_audio(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes + self.offsets, self.embed_audio).sum(dim=1)
+
+    def _blocks(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, kinds: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """All layers over [R, H]. ``kinds``: indices of the audio and of the text rows; None if all are audio."""
+        shape = self.norm.shape
+        rows, eps = x.shape[0], self.eps
+        for index, layer in enumerate(self.layers):
+            if kinds is None:
+                h = F.rms_norm(x, shape, layer.audio.norm_in, eps)
+            else:
+                h = F.rms_norm(x, shape, None, eps)
+                for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
+                    h[which] *= ffn.norm_in
+            qkv = F.linear(h, layer.qkv).view(rows, -1, self.head_dim)
+            x = torch.addmm(x, attend(index, qkv, cos, sin), layer.out)
+            if kinds is None:
+                x = self._feed(x, layer.audio)
+            else:
+                for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
+                    if which.shape[0]:
+                        x[which] = self._feed(x[which], ffn)
+        return x
+
+    def _feed(self, x: Tensor, ffn: Ffn) -> Tensor:
+        h = F.linear(F.rms_norm(x, self.norm.shape, ffn.norm_mid, self.eps), ffn.gate_up)
+        gate, up = h.chunk(2, dim=-1)
+        return torch.addmm(x, F.silu(gate) * up, ffn.down)

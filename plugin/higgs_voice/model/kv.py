@@ -1,0 +1,296 @@
+"""Keys and values of contexts: a pool, its slots, and which rows each slot holds.
+
+A slot is one context's state and nothing but a cache of it: `KvSlot.rows` says which rows its keys and values belong to,
+so whoever wants another context there finds the longest common prefix, crops to it and prefills the rest. A pool has a
+limit; a slot that asks for more than is left gets `EngineBusyError`, and no other slot notices.
+
+Two kinds: `ContiguousPool` keeps a tensor a slot (CPU), `PagedPool` pages of rows and a table (CUDA graphs need storage
+that stays where it is; pages of a shared prefix are held once).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import EngineBusyError
+from .prompt import Rows
+
+PAGE = 64
+"""Rows in a page."""
+FIRST_CAPACITY = 256
+"""Rows a contiguous slot starts with; it doubles from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What a row's keys and values look like."""
+
+    layers: int
+    heads: int
+    """Key and value heads."""
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    num_codebooks: int
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self.layers * 2 * self.heads * self.head_dim * self.dtype.itemsize
+
+
+class Attend(Protocol):
+    """Attention of one forward pass; it also stores the new rows' keys and values."""
+
+    def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """``qkv`` [R, heads_q + 2 heads_kv, D] before rotation, ``cos`` and ``sin`` [R, 1, D] (``sin`` with the sign of
+        `rotate`); the result is [R, heads_q * D]."""
+        ...
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of [R, H, D]. The first half of ``sin`` is negated, so a roll stands for rotate_half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class KvSlot:
+    """One context's place in a pool. Made by `KvPool.acquire`; `release` gives it back."""
+
+    def __init__(self, pool: KvPool, index: int, num_codebooks: int) -> None:
+        self._pool = pool
+        self.index = index
+        """Which slot of the pool it is; stable until it is released."""
+        self.length = 0
+        """Rows held."""
+        self._tokens = np.zeros(FIRST_CAPACITY, dtype=np.int32)
+        self._codes = np.zeros((FIRST_CAPACITY, num_codebooks), dtype=np.int16)
+        self._audio = np.zeros(FIRST_CAPACITY, dtype=np.bool_)
+
+    @property
+    def rows(self) -> Rows:
+        """The rows that the keys and values belong to; a view, good until the slot changes."""
+        return Rows(self._tokens[: self.length], self._codes[: self.length], self._audio[: self.length])
+
+    def reserve(self, length: int) -> None:
+        """Make room for ``length`` rows in all. Errors: `EngineBusyError`; the slot is then as it was."""
+        self._pool.reserve(self, length)
+
+    def append(self, rows: Rows) -> None:
+        """Note rows whose keys and values were stored behind those held."""
+        end = self.length + len(rows)
+        if end > len(self._tokens):
+            capacity = max(2 * len(self._tokens), end)
+            self._tokens = np.resize(self._tokens, capacity)
+            self._codes = np.resize(self._codes, (capacity, self._codes.shape[1]))
+            self._audio = np.resize(self._audio, capacity)
+        self._tokens[self.length : end] = rows.tokens
+        self._codes[self.length : end] = rows.codes
+        self._audio[self.length : end] = rows.audio
+        self.length = end
+
+    def append_audio(self, row: np.ndarray, token: int) -> None:
+        """`append` of one delayed row [K]."""
+        if self.length == len(self._tokens):
+            self.append(Rows.of_audio(row[None], token))
+            return
+        self._tokens[self.length] = token
+        self._codes[self.length] = row
+        self._audio[self.length] = True
+        self.length += 1
+
+    def crop(self, length: int) -> None:
+        """Keep the first ``length`` rows."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot crop a slot of {self.length} rows to {length}")
+        self.length = length
+        self._pool.cropped(self)
+
+    def copy_from(self, other: KvSlot, length: int) -> None:
+        """Hold what the first ``length`` rows of another slot of the same pool are, and nothing else.
+
+        Errors: `EngineBusyError`; the slot is then empty.
+        """
+        if not 0 <= length <= other.length:
+            raise ValueError(f"cannot copy {length} rows of a slot of {other.length}")
+        self.crop(0)
+        self._pool.copy(self, other, length)
+        self.append(other.rows[:length])
+
+    def release(self) -> None:
+        """Give the slot back; it is not to be used any more."""
+        self._pool.release(self)
+
+
+class KvPool(ABC):
+    """Slots under one limit. Not thread-safe: the engine's worker owns it."""
+
+    def __init__(self, shape: KvShape, *, max_rows: int, max_slots: int) -> None:
+        self.shape = shape
+        self.max_rows = max_rows
+        """Rows that fit in all slots together."""
+        self.max_slots = max_slots
+        self._free_indices = list(range(max_slots - 1, -1, -1))
+        self._slots: dict[int, KvSlot] = {}
+
+    def acquire(self) -> KvSlot:
+        """A new, empty slot. Errors: `EngineBusyError`."""
+        if not self._free_indices:
+            raise EngineBusyError(f"all {self.max_slots} contexts of this engine are in use; close a session and try again")
+        slot = KvSlot(self, self._free_indices.pop(), self.shape.num_codebooks)
+        self._slots[slot.index] = slot
+        return slot
+
+    def release(self, slot: KvSlot) -> None:
+        """See `KvSlot.release`. A second release of the same slot does nothing."""
+        if self._slots.pop(slot.index, None) is not slot:
+            return
+        self._free(slot)
+        slot.length = 0
+        self._free_indices.append(slot.index)
+
+    @property
+    def slots(self) -> int:
+        """Slots in use."""
+        return len(self._slots)
+
+    @property
+    @abstractmethod
+    def free_rows(self) -> int:
+        """Rows that can still be reserved."""
+
+    @abstractmethod
+    def reserve(self, slot: KvSlot, length: int) -> None:
+        """See `KvSlot.reserve`."""
+
+    @abstractmethod
+    def cropped(self, slot: KvSlot) -> None:
+        """A slot's length went down."""
+
+    @abstractmethod
+    def copy(self, target: KvSlot, source: KvSlot, length: int) -> None:
+        """Keys and values of `KvSlot.copy_from`; the target is empty."""
+
+    @abstractmethod
+    def _free(self, slot: KvSlot) -> None: ...
+
+    @abstractmethod
+    def prefill(self, slot: KvSlot, count: int) -> Attend:
+        """Attention of ``count`` new rows behind those that a slot holds; they see one another causally."""
+
+    @abstractmethod
+    def decode(self, slots: Sequence[KvSlot]) -> Attend:
+        """Attention of one new row for each slot. ``qkv`` may have more rows than slots; they come out as zeros."""
+
+    def _busy(self, length: int) -> EngineBusyError:
+        gib = self.max_rows * self.shape.bytes_per_row / 2**30
+        return EngineBusyError(
+            f"the engine's memory for contexts ({self.max_rows} rows, {gib:.2f} GiB) is full: {self.free_rows} rows are "
+            f"left and a context needs {length}; close sessions, use a smaller window or allow more memory"
+        )
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
+    """Causal attention of L new rows over all: q [L, heads_q, D], k and v [heads_kv, past + L, D]; [L, heads_q * D]."""
+    count, heads_q, dim = q.shape
+    heads = k.shape[0]
+    group = heads_q // heads
+    # The queries that share a key head stand one after another along the length, so keys are not repeated.
+    grouped = q.view(count, heads, group, dim).permute(1, 2, 0, 3).reshape(1, heads, group * count, dim)
+    if past == 0 and group == 1:
+        out = F.scaled_dot_product_attention(grouped, k[None], v[None], is_causal=True)
+    else:
+        seen = torch.ones(count, past + count, dtype=torch.bool, device=q.device).tril(past).repeat(group, 1)
+        out = F.scaled_dot_product_attention(grouped, k[None], v[None], attn_mask=seen)
+    return out.view(heads, group, count, dim).permute(2, 0, 1, 3).reshape(count, heads_q * dim)
+
+
+class ContiguousPool(KvPool):
+    """A tensor [layers, 2, heads, capacity, D] a slot, doubled when it is full."""
+
+    def __init__(self, shape: KvShape, *, max_rows: int, max_slots: int = 256) -> None:
+        super().__init__(shape, max_rows=max_rows, max_slots=max_slots)
+        self._data: dict[int, Tensor] = {}
+        self._views: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._taken = 0
+
+    @property
+    def free_rows(self) -> int:
+        return self.max_rows - self._taken
+
+    def reserve(self, slot: KvSlot, length: int) -> None:
+        held = self._capacity(slot)
+        if length <= held:
+            return
+        left = held + self.free_rows
+        if length > left:
+            raise self._busy(length)
+        capacity = min(max(FIRST_CAPACITY, 2 * held, length), left)
+        shape = self.shape
+        try:
+            data = torch.empty(
+                (shape.layers, 2, shape.heads, capacity, shape.head_dim), dtype=shape.dtype, device=shape.device
+            )
+        except RuntimeError as error:  # torch has no narrower one for an allocation on the CPU that fails
+            raise self._busy(length) from error
+        if slot.length:
+            data[..., : slot.length, :] = self._data[slot.index][..., : slot.length, :]
+        self._taken += capacity - held
+        self._data[slot.index] = data
+        self._views[slot.index] = [(layer[0], layer[1]) for layer in data]
+
+    def cropped(self, slot: KvSlot) -> None:
+        """Rows behind the length are not read; they are written over."""
+
+    def copy(self, target: KvSlot, source: KvSlot, length: int) -> None:
+        self.reserve(target, length)
+        if length:
+            self._data[target.index][..., :length, :] = self._data[source.index][..., :length, :]
+
+    def _capacity(self, slot: KvSlot) -> int:
+        data = self._data.get(slot.index)
+        return 0 if data is None else data.shape[3]
+
+    def _free(self, slot: KvSlot) -> None:
+        self._taken -= self._capacity(slot)
+        self._data.pop(slot.index, None)
+        self._views.pop(slot.index, None)
+
+    def prefill(self, slot: KvSlot, count: int) -> Attend:
+        views, past = self._views[slot.index], slot.length
+        end = past + count
+
+        def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            keys, values = views[layer]
+            heads = keys.shape[0]
+            rotated = rotate(qkv[:, :-heads], cos, sin)
+            keys[:, past:end] = rotated[:, -heads:].transpose(0, 1)
+            values[:, past:end] = qkv[:, -heads:].transpose(0, 1)
+            return attend_causal(rotated[:, :-heads], keys[:, :end], values[:, :end], past)
+
+        return attend
+
+    def decode(self, slots: Sequence[KvSlot]) -> Attend:
+        rows = [(self._views[slot.index], slot.length) for slot in slots]
+
+        def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            heads, dim = self.shape.heads, self.shape.head_dim
+            rotated = rotate(qkv[:, :-heads], cos, sin)
+            heads_q = rotated.shape[1] - heads
+            out = qkv.new_zeros(qkv.shape[0], heads_q * dim)
+            grouped = rotated[:, :heads_q].view(-1, 1, heads, heads_q // heads, dim)
+            for row, (views, past) in enumerate(rows):
+                keys, values = views[layer]
+                keys[:, past] = rotated[row, heads_q:]
+                values[:, past] = qkv[row, -heads:]
+                seen = keys[None, :, : past + 1], values[None, :, : past + 1]
+                out[row] = F.scaled_dot_product_attention(grouped[row], *seen).view(-1)
+            return out
+
+        return attend

@@ -1,0 +1,252 @@
+"""From a name to a model, its tokenizer and its codec.
+
+A name is one of the registry's, a folder, or a hub id; whatever it is, the same class methods of transformers load it,
+and nothing after the name's resolution knows which it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    DacFeatureExtractor,
+    HiggsAudioV2Config,
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2Processor,
+    HiggsAudioV2TokenizerConfig,
+    HiggsAudioV2TokenizerModel,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from ..errors import CheckpointError, ModelNotFoundError
+
+NANO = Path(__file__).resolve().parent.parent / "nano"
+DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
+CODECS = {
+    "bosonai/higgs-audio-v2-generation-3B-base": DEFAULT_CODEC,
+    "bosonai/higgs-tts-2-3b-base": DEFAULT_CODEC,
+    "eustlb/higgs-audio-v2-generation-3B-base": DEFAULT_CODEC,
+}
+"""Hub ids of models that are known to work, and of their codecs."""
+MIN_POSITIONS = 8192
+"""Contexts may be at least this long: the published checkpoint is served up to here, though its configuration says 2048."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model and its codec are: folders or hub ids."""
+
+    name: str
+    model: str
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a model can take."""
+
+    max_positions: int
+    num_codebooks: int
+    codebook_size: int
+    """Codes are 0 … codebook_size - 1; BOS and EOS come on top."""
+    sample_rate: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A model ready to run."""
+
+    name: str
+    model: HiggsAudioV2ForConditionalGeneration
+    tokenizer: Any
+    """A transformers tokenizer backed by `tokenizers`."""
+    processor: HiggsAudioV2Processor
+    codec: HiggsAudioV2TokenizerModel
+    """Always in float32."""
+    device: torch.device
+    dtype: torch.dtype
+    """Of the model's weights, keys and values."""
+    limits: Limits
+
+
+def resolve(model: str, codec: str | None = None) -> Source:
+    """Find out what a name means. Errors: `ModelNotFoundError`, `CheckpointError`."""
+    folder = Path(model).expanduser()
+    if model == "nano":
+        found = Source(model, str(NANO / "model"), str(NANO / "codec"))
+    elif folder.is_dir():
+        found = _resolve_folder(model, folder)
+    elif _is_hub_id(model):
+        found = Source(model, model, CODECS.get(model, DEFAULT_CODEC))
+    else:
+        raise ModelNotFoundError(
+            f"there is no model {model!r}: give 'nano' (the embedded voice), a folder with a checkpoint in it, or a hub id "
+            f"such as {next(iter(CODECS))!r}"
+        )
+    if codec is None:
+        return found
+    if not Path(codec).expanduser().is_dir() and not _is_hub_id(codec):
+        raise ModelNotFoundError(f"there is no codec {codec!r}: give a folder with a codec in it, or a hub id such as {DEFAULT_CODEC!r}")
+    return Source(found.name, found.model, str(Path(codec).expanduser()) if Path(codec).expanduser().is_dir() else codec)
+
+
+def _resolve_folder(name: str, folder: Path) -> Source:
+    """A folder that holds ``model`` and ``codec``, or is a model's itself, with or without a ``codec`` in or beside it."""
+    model = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    if not (model / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no checkpoint: neither {model / 'config.json'} nor a folder named model is there")
+    for codec in (folder / "codec", model.resolve().parent / "codec"):
+        if (codec / "config.json").is_file():
+            return Source(name, str(model), str(codec))
+    return Source(name, str(model), DEFAULT_CODEC)
+
+
+def _is_hub_id(name: str) -> bool:
+    owner, _, rest = name.partition("/")
+    return bool(owner) and bool(rest) and "/" not in rest and not name.startswith((".", "~")) and "\\" not in name
+
+
+def load(
+    model: str = "nano",
+    *,
+    codec: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> Loaded:
+    """Load a model with its tokenizer and codec.
+
+    ``model``: ``nano``, a folder or a hub id; ``codec`` likewise, where it is not the model's usual one. ``device`` auto is
+    the first GPU if there is one; ``dtype`` auto is float32 on a CPU and bfloat16 on a GPU.
+    Errors: `ModelNotFoundError`, `CheckpointError`.
+    """
+    source = resolve(model, codec)
+    where, kind = pick_device(device), pick_dtype(dtype, pick_device(device))
+    with quiet():
+        _check_config(source.model, HiggsAudioV2Config.model_type, "a Higgs Audio v2 model")
+        _check_config(source.codec, HiggsAudioV2TokenizerConfig.model_type, "a Higgs Audio v2 codec")
+        network = _load_weights(HiggsAudioV2ForConditionalGeneration, source.model, kind).to(where).eval()
+        voice = _load_weights(HiggsAudioV2TokenizerModel, source.codec, torch.float32).to(where).eval()
+        tokenizer = _guarded(source.model, lambda: AutoTokenizer.from_pretrained(source.model))
+        extractor = _feature_extractor(source.model, voice.config)
+    return _assemble(source.name, network, voice, tokenizer, extractor, where, kind)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """``auto`` to the first GPU if there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``auto``, a torch type or its name. Errors: `CheckpointError` for a name that is none."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise CheckpointError(f"there is no number type {dtype!r} for a model; use 'auto', 'float32' or 'bfloat16'")
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, no load reports: what went wrong becomes an exception."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _guarded(source: str, read: Callable[[], _T]) -> _T:
+    """Run a read of a checkpoint; what libraries raise becomes one sentence."""
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not Path(source).is_dir():
+            raise ModelNotFoundError(
+                f"{source!r} could not be read from the model hub ({first}); if this machine is offline, give a folder with "
+                "the checkpoint in it, or use 'nano', which is embedded"
+            ) from error
+        raise CheckpointError(f"the checkpoint in {source} cannot be read: {first}") from error
+
+
+def _check_config(source: str, model_type: str, what: str) -> None:
+    config, _ = _guarded(source, lambda: PreTrainedConfig.get_config_dict(source))
+    found = config.get("model_type")
+    if found != model_type:
+        raise CheckpointError(f"{source} is not {what}: its config.json says model_type {found!r}, not {model_type!r}")
+
+
+def _load_weights(cls: Any, source: str, dtype: torch.dtype) -> Any:
+    network, info = _guarded(source, lambda: cls.from_pretrained(source, dtype=dtype, output_loading_info=True))
+    for key in ("missing_keys", "mismatched_keys"):
+        if info.get(key):
+            names = sorted(str(name) for name in info[key])
+            raise CheckpointError(
+                f"the checkpoint in {source} does not fit its config.json: {len(names)} weights are "
+                f"{key.partition('_')[0]}, among them {names[0]}"
+            )
+    return network
+
+
+def _feature_extractor(source: str, config: Any) -> DacFeatureExtractor:
+    try:
+        return DacFeatureExtractor.from_pretrained(source)
+    except (OSError, ValueError):
+        return DacFeatureExtractor(sampling_rate=config.sample_rate, hop_length=1)
+
+
+def _assemble(
+    name: str,
+    model: HiggsAudioV2ForConditionalGeneration,
+    codec: HiggsAudioV2TokenizerModel,
+    tokenizer: Any,
+    extractor: DacFeatureExtractor,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Loaded:
+    config: Any = model.config
+    size = int(codec.config.codebook_size)
+    books = int(codec.quantizer.num_quantizers if hasattr(codec.quantizer, "num_quantizers") else len(codec.quantizer.quantizers))
+    if books != config.num_codebooks or size != config.audio_stream_bos_id:
+        raise CheckpointError(
+            f"the model {name} and its codec do not fit: the model speaks {config.num_codebooks} codebooks of "
+            f"{config.audio_stream_bos_id} codes, the codec has {books} of {size}"
+        )
+    processor = HiggsAudioV2Processor(
+        extractor,
+        tokenizer,
+        codec,
+        chat_template=tokenizer.chat_template,
+        audio_stream_bos_id=config.audio_stream_bos_id,
+        audio_stream_eos_id=config.audio_stream_eos_id,
+    )
+    limits = Limits(
+        max_positions=max(config.max_position_embeddings, MIN_POSITIONS),
+        num_codebooks=config.num_codebooks,
+        codebook_size=size,
+        sample_rate=int(codec.config.sample_rate),
+    )
+    return Loaded(name, model, tokenizer, processor, codec, device, dtype, limits)

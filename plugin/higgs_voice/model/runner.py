@@ -1,0 +1,239 @@
+"""The model in use: prefill a slot, start a generation in it, step generations together.
+
+    pool slot ── prefill(rows) ──▶ start(sampling, seed) ──▶ step ──▶ step ──▶ … ──▶ a row of EOS
+
+A step feeds each generation's last row and draws the next. The first row of every generation is all BOS whatever the
+logits say, so a start needs none and the first step already gives codebook 0 of the first frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..config import Sampling
+from ..errors import EngineBusyError
+from .delay import Codes, DelayReverter
+from .forward import Forward
+from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot
+from .loading import Loaded
+from .prompt import PromptBuilder, Rows
+from .sampling import BLOCK, Sampler
+
+PIECE = 64
+"""Rows prefilled at a time, at most: how long a stop waits."""
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One chunk being generated. Made by `Runner.start`; to end it early, just stop stepping it."""
+
+    slot: KvSlot
+    sampling: Sampling
+    seed: int
+    row: NDArray[np.int16]
+    """[K] the last row produced; the next step feeds it."""
+    produced: int = 1
+    """Rows produced, the all-BOS row among them."""
+    frames: int = 0
+    """Frames completed."""
+    finished: bool = False
+    """Whether the last row was EOS in all codebooks."""
+    _rng: np.random.Generator = field(default_factory=np.random.default_rng, repr=False)
+    _reverter: DelayReverter = field(default_factory=lambda: DelayReverter(0, bos=0, eos=0), repr=False)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `Sampling.max_new_tokens` rows were produced."""
+        return self.produced >= self.sampling.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What one step did for one generation."""
+
+    generation: Generation
+    row: NDArray[np.int16] | None
+    """[K] the delayed row drawn; None if `error` is set."""
+    frame: NDArray[np.int16] | None
+    """[K] the frame it completed, if it did; frames come in order, the first K rows after the all-BOS row."""
+    finished: bool
+    """The row was EOS in all codebooks: the generation is over."""
+    error: EngineBusyError | None = None
+    """There was no memory for this generation's next row. It did not step and others were not affected."""
+
+
+@dataclass(slots=True, eq=False)
+class PendingStep:
+    """A step under way. `results` waits for it; steps must be resolved in the order of their launch."""
+
+    _runner: Runner
+    _generations: list[Generation]
+    _rows: Tensor
+    _refused: list[StepResult]
+
+    def results(self) -> list[StepResult]:
+        """One result a generation; refused ones last."""
+        rows = self._rows.cpu().numpy().astype(np.int16) if self._generations else np.zeros((0, 0), np.int16)
+        done = [
+            self._runner.take(generation, row) for generation, row in zip(self._generations, rows, strict=True)
+        ]
+        return done + self._refused
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What `Runner.align` did."""
+
+    reused: int
+    """Rows that the slot held already."""
+    prefilled: int
+    complete: bool
+    """False when it was stopped before the end."""
+
+
+class Runner:
+    """A loaded model, a pool for contexts, and the step function. Not thread-safe: one worker owns it."""
+
+    def __init__(self, loaded: Loaded, *, max_rows: int | None = None, max_slots: int = 256) -> None:
+        """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device."""
+        self.loaded = loaded
+        config = loaded.model.config
+        self.forward = Forward(loaded.model)
+        self.prompts = PromptBuilder(loaded.tokenizer, config)
+        self.num_codebooks: int = config.num_codebooks
+        self.bos: int = config.audio_stream_bos_id
+        self.eos: int = config.audio_stream_eos_id
+        self.audio_token: int = config.audio_token_id
+        self.device = loaded.device
+        shape = KvShape(
+            layers=config.num_hidden_layers,
+            heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            dtype=loaded.dtype,
+            device=loaded.device,
+            num_codebooks=config.num_codebooks,
+        )
+        self.pool: KvPool = ContiguousPool(shape, max_rows=max_rows or default_rows(shape), max_slots=max_slots)
+        self.sampler = Sampler(
+            max_slots, self.num_codebooks, config.codebook_size, bos=self.bos, eos=self.eos, device=loaded.device
+        )
+
+    def prefill(
+        self, slot: KvSlot, rows: Rows, *, piece: int = PIECE, should_stop: Callable[[], bool] | None = None
+    ) -> bool:
+        """Append rows to a slot, a piece at a time. False if ``should_stop`` said so before a piece; what was prefilled
+        until then stays. Errors: `EngineBusyError`, before anything is prefilled."""
+        slot.reserve(slot.length + len(rows))
+        for start in range(0, len(rows), piece):
+            if should_stop is not None and should_stop():
+                return False
+            self._prefill(slot, rows[start : start + piece])
+        return True
+
+    def align(
+        self, slot: KvSlot, rows: Rows, *, piece: int = PIECE, should_stop: Callable[[], bool] | None = None
+    ) -> Alignment:
+        """Make a slot hold exactly ``rows``: keep the longest common prefix, crop the rest, prefill what is missing."""
+        reused = slot.rows.common_prefix(rows)
+        slot.crop(reused)
+        complete = self.prefill(slot, rows[reused:], piece=piece, should_stop=should_stop)
+        return Alignment(reused=reused, prefilled=slot.length - reused, complete=complete)
+
+    def start(self, slot: KvSlot, sampling: Sampling, seed: int) -> Generation:
+        """Begin a generation behind a slot's rows, which end with `PromptBuilder.opening`. The slot is the generation's
+        until it is over; cropping or prefilling it in between makes the generation meaningless."""
+        slot.reserve(slot.length + 1)
+        rng = np.random.default_rng(seed)
+        self.sampler.begin(slot.index, sampling, slot.rows.last_audio(sampling.ras_win_len or 0), slot.length)
+        return Generation(
+            slot=slot,
+            sampling=sampling,
+            seed=seed,
+            row=np.full(self.num_codebooks, self.bos, dtype=np.int16),
+            _rng=rng,
+            _reverter=DelayReverter(self.num_codebooks, bos=self.bos, eos=self.eos),
+        )
+
+    def step(self, generations: Sequence[Generation]) -> list[StepResult]:
+        """Feed each generation's last row and draw the next. What a generation gets does not depend on the others."""
+        return self.launch(generations).results()
+
+    def launch(self, generations: Sequence[Generation]) -> PendingStep:
+        """`step`, without waiting for it."""
+        ready: list[Generation] = []
+        refused: list[StepResult] = []
+        for generation in generations:
+            try:
+                generation.slot.reserve(generation.slot.length + 1)
+            except EngineBusyError as error:
+                refused.append(StepResult(generation, row=None, frame=None, finished=False, error=error))
+            else:
+                ready.append(generation)
+        if not ready:
+            return PendingStep(self, ready, torch.empty(0), refused)
+        for generation in ready:
+            if (generation.produced - 1) % BLOCK == 0:
+                self.sampler.refill(generation.slot.index, generation._rng)
+        slots = [generation.slot for generation in ready]
+        self.forward.extend_positions(max(slot.length for slot in slots) + 1)
+        lines = torch.tensor([slot.index for slot in slots], device=self.device)
+        rows = self._step(
+            lines,
+            self.pool.decode(slots),
+            draw=any(generation.sampling.temperature > 0 for generation in ready),
+            ras=any(generation.sampling.ras_win_len is not None for generation in ready),
+        )
+        return PendingStep(self, ready, rows, refused)
+
+    def logits(self, slot: KvSlot) -> Tensor:
+        """Logits [K, V] in float32 of the row after a slot's last one, which is computed again."""
+        last = slot.rows[slot.length - 1 :]
+        last = Rows(last.tokens.copy(), last.codes.copy(), last.audio.copy())
+        slot.crop(slot.length - 1)
+        return self.forward.logits(self._prefill(slot, last)[-1:])[0]
+
+    @torch.inference_mode()
+    def _step(self, lines: Tensor, attend: Attend, *, draw: bool, ras: bool) -> Tensor:
+        """The step itself: lines [B] of the tables to the rows [B, K] they produce next."""
+        codes, positions = self.sampler.last(lines)
+        logits = self.forward.decode(codes, positions, attend)
+        return self.sampler.sample(logits, lines, draw=draw, ras=ras)
+
+    @torch.inference_mode()
+    def _prefill(self, slot: KvSlot, rows: Rows) -> Tensor:
+        device = self.device
+        hidden = self.forward.prefill(
+            torch.from_numpy(rows.tokens.astype(np.int64)).to(device),
+            torch.from_numpy(rows.codes.astype(np.int64)).to(device),
+            torch.from_numpy(np.flatnonzero(rows.audio)).to(device),
+            torch.from_numpy(np.flatnonzero(~rows.audio)).to(device),
+            slot.length,
+            self.pool.prefill(slot, len(rows)),
+        )
+        slot.append(rows)
+        return hidden
+
+    def take(self, generation: Generation, row: Codes) -> StepResult:
+        """Move a generation on by the row that its step drew."""
+        generation.slot.append_audio(generation.row, self.audio_token)
+        generation.row = row
+        generation.produced += 1
+        generation.finished = bool((row == self.eos).all())
+        frame = generation._reverter.push(row)
+        if frame is not None:
+            generation.frames += 1
+        return StepResult(generation, row=row, frame=frame, finished=generation.finished)
+
+
+def default_rows(shape: KvShape) -> int:
+    """Rows of context that suit a device: 2 GiB of a CPU's memory, half of what a GPU has free."""
+    if shape.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(shape.device)
+        return free // 2 // shape.bytes_per_row
+    return 2 * 2**30 // shape.bytes_per_row
