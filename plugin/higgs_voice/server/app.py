@@ -1,0 +1,468 @@
+"""`higgs-voice serve`: one engine, many sessions, over websockets and HTTP.
+
+/v1/engine          websocket, the protocol of `wire.py` and docs/protocol.md
+/v1/audio/speech    OpenAI's request for speech
+/v1/voices          the operator's voices
+/healthz /readyz    alive; ready for new sessions
+/v1/load /metrics   0 … 1; Prometheus
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import signal
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from .. import wire
+from .._version import __version__
+from ..config import Sampling
+from ..conversation.synthesizer import Synthesizer
+from ..conversation.voice import Voice
+from ..errors import (
+    DependencyError,
+    EngineBusyError,
+    EngineError,
+    HiggsVoiceError,
+    ProtocolError,
+    RefusedError,
+    RemoteError,
+    SettingsError,
+    VoiceError,
+)
+from .hub import Bucket, Client, Hub, failure
+from .settings import ServerSettings, is_loopback
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from starlette.requests import HTTPConnection
+
+    from .metrics import Metrics
+    from .speech import FORMATS, SpeechBody, as_events, encoded
+    from .voices import Voices
+except ModuleNotFoundError as missing:
+    raise DependencyError(
+        f'the server needs {missing.name}, which is not installed; run: pip install "higgs-voice[server]"'
+    ) from missing
+
+log = logging.getLogger("higgs_voice.server")
+
+_HELLO_S = 5.0
+"""How long a connection may take to say who it is."""
+_MAX_FRAME = 8 * 2**20
+"""Bytes of one websocket message: 30 s of clip are 2.9 MB."""
+_MAX_BODY = 256 * 1024
+
+
+class Line:
+    """A websocket with a queue before it, so that nothing that sends ever waits. Streams bound what they queue by their
+    windows, so a reader that does not read stops its own streams and nothing else."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._queue: asyncio.Queue[str | bytes | tuple[int, str]] = asyncio.Queue()
+        self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    def send(self, data: str | bytes) -> None:
+        self._queue.put_nowait(data)
+
+    def close(self, code: int, reason: str) -> None:
+        self._queue.put_nowait((code, reason))
+
+    async def finish(self) -> None:
+        """Send what is queued and end."""
+        self._queue.put_nowait((1000, ""))
+        await self._writer
+
+    async def aclose(self) -> None:
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+
+    async def _write(self) -> None:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            while True:
+                match await self._queue.get():
+                    case str(text):
+                        await self._socket.send_text(text)
+                    case bytes(data):
+                        await self._socket.send_bytes(data)
+                    case (code, reason):
+                        await self._socket.close(code, reason)
+                        return
+
+
+class App:
+    """The routes and what they share. `app` is the ASGI application; the engine is started by whoever owns it."""
+
+    def __init__(self, engine: Synthesizer, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics()
+        self.hub = Hub(engine, settings, self.metrics)
+        self.voices = Voices(settings.voices)
+        self.ready = False
+        self._rate = Bucket(settings.max_requests_per_minute, self.hub.clock)
+        self.app = FastAPI(title="higgs-voice", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+        self.app.add_api_websocket_route(wire.PATH, self.websocket)
+        self.app.add_api_route("/v1/audio/speech", self.speech, methods=["POST"], response_model=None)
+        self.app.add_api_route("/v1/voices", self.list_voices, methods=["GET"])
+        self.app.add_api_route("/v1/load", self.load, methods=["GET"])
+        self.app.add_api_route("/metrics", self.prometheus, methods=["GET"])
+        self.app.add_api_route("/healthz", self.healthz, methods=["GET"])
+        self.app.add_api_route("/readyz", self.readyz, methods=["GET"])
+        self.app.add_exception_handler(HiggsVoiceError, _on_error)  # type: ignore[arg-type]  # pyright: ignore
+        self.app.add_exception_handler(RequestValidationError, _on_invalid)  # type: ignore[arg-type]  # pyright: ignore
+        self.app.middleware("http")(self._guard)
+
+    # Who may come in
+
+    def _refusal(self, request: HTTPConnection) -> tuple[int, str] | None:
+        token = self.settings.token
+        if token is not None:
+            scheme, _, said = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(said.strip().encode(), token.encode()):
+                return 401, "a bearer token is needed: Authorization: Bearer <the server's token>"
+            return None
+        # Without a token only programs on this machine may come in: no web page that a browser here has open, and none
+        # that had a name of its own resolve to this machine.
+        if "origin" in request.headers:
+            return 403, "a server without a token takes no requests from web pages"
+        host = request.headers.get("host", "").rsplit(":", 1)[0].strip("[]")
+        if not is_loopback(host):
+            return 403, f"a server without a token is not reached as {host!r}; use 127.0.0.1"
+        return None
+
+    async def _guard(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path not in ("/healthz", "/readyz") and (refusal := self._refusal(request)) is not None:
+            self.metrics.refusals.labels("token").inc()
+            return _json_error(*refusal)
+        length = request.headers.get("content-length")
+        if request.method == "POST" and (length is None or not length.isdigit() or int(length) > _MAX_BODY):
+            return _json_error(413, f"a request needs a Content-Length of at most {_MAX_BODY} bytes")
+        return await call_next(request)
+
+    # Routes
+
+    async def healthz(self) -> dict[str, str]:
+        return {"status": "ok", "version": __version__}
+
+    async def readyz(self) -> Response:
+        ready = self.ready and not self.hub.draining
+        return JSONResponse({"ready": ready, "draining": self.hub.draining}, 200 if ready else 503)
+
+    async def load(self) -> dict[str, float]:
+        hub = self.hub
+        load = hub.load if self.ready else 1.0
+        return {"load": load, "sessions": hub.sessions, "streams": hub.streams + hub.http_streams}
+
+    async def prometheus(self) -> Response:
+        self.hub.measure()
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def list_voices(self) -> dict[str, Any]:
+        names = await asyncio.to_thread(self.voices.names)
+        return {"object": "list", "data": [{"id": name, "object": "voice"} for name in names]}
+
+    async def speech(self, body: SpeechBody) -> Response:
+        if body.speed != 1.0:
+            raise RefusedError(f"speed is {body.speed:g}; this model speaks at its own, so only 1.0 is taken")
+        if len(body.input) > self.settings.max_text:
+            raise RefusedError(
+                f"the input has {len(body.input)} characters; this server takes {self.settings.max_text}"
+            )
+        if not body.input.strip():
+            raise RefusedError("the input is blank")
+        voice = await self.voices.get(body.voice)
+        if body.instructions and not voice.speakers:
+            voice = Voice.create(
+                name=voice.name, scene=voice.scene, speakers=body.instructions, references=voice.references
+            )
+        if self.hub.draining:
+            raise EngineBusyError("the server is shutting down")
+        if self.hub.http_streams >= self.settings.max_http_streams:
+            self.metrics.refusals.labels("http").inc()
+            raise EngineBusyError(
+                f"{self.settings.max_http_streams} requests are being spoken, which is the server's limit"
+            )
+        if not self._rate.take():
+            self.metrics.refusals.labels("rate").inc()
+            raise EngineBusyError(
+                f"more than {self.settings.max_requests_per_minute} requests a minute, the server's limit"
+            )
+        sound = self._spoken(body, voice)
+        try:
+            first = await anext(sound)  # what goes wrong before the first sound still has a status
+        except StopAsyncIteration:
+            raise RefusedError("the input holds nothing that can be spoken") from None
+        pieces = encoded(_again(first, sound), body.response_format)
+        if body.stream_format == "sse":
+            return StreamingResponse(as_events(pieces), media_type="text/event-stream")
+        return StreamingResponse(pieces, media_type=FORMATS[body.response_format])
+
+    async def _spoken(self, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
+        from ..conversation.session import SessionSettings, VoiceSession
+
+        self.hub.http_streams += 1
+        settings = SessionSettings(sampling=Sampling(seed=body.seed), run_ahead_s=2.0)
+        session = VoiceSession(self.engine, voice=voice, settings=settings)
+        try:
+            await session.start()
+            if voice.name != "default":
+                self.voices.keep(voice.name, session.voice)
+            async with aclosing(session.speak(body.input).audio()) as audio:
+                async for chunk in audio:
+                    yield chunk.pcm
+        finally:
+            self.hub.http_streams -= 1
+            self.hub.note_activity()
+            await session.aclose()
+
+    async def websocket(self, socket: WebSocket) -> None:
+        if (refusal := self._refusal(socket)) is not None:
+            self.metrics.refusals.labels("token").inc()
+            await socket.send_denial_response(_json_error(*refusal))
+            return
+        if wire.SUBPROTOCOL not in socket.scope.get("subprotocols", []):
+            await socket.send_denial_response(
+                _json_error(400, f"the websocket must ask for subprotocol {wire.SUBPROTOCOL}")
+            )
+            return
+        await socket.accept(wire.SUBPROTOCOL)
+        line = Line(socket)
+        client: Client | None = None
+        for_good = False
+        try:
+            client = self.hub.join(await _hello(socket), line)
+            for_good = await self._serve(socket, client)
+        except (ProtocolError, RefusedError, EngineBusyError) as error:
+            for_good = True
+            line.send(wire.dump(wire.Refusal(failure=failure(error))))
+            line.close(wire.CLOSE_PROTOCOL if isinstance(error, ProtocolError) else wire.CLOSE_REFUSED, _brief(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(line.finish(), 2.0)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            await line.aclose()
+            if client is not None:
+                self.hub.leave(client, line, for_good=for_good)
+
+    async def _serve(self, socket: WebSocket, client: Client) -> bool:
+        """Feed the hub until the line ends; whether the client said goodbye."""
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return message.get("code") == 1000
+            if (data := message.get("bytes")) is not None:
+                client.receive_frame(wire.unpack(data))
+            else:
+                client.receive(wire.parse_client(message.get("text") or ""))
+
+
+async def _hello(socket: WebSocket) -> wire.Hello:
+    try:
+        text = await asyncio.wait_for(socket.receive_text(), _HELLO_S)
+    except TimeoutError:
+        raise ProtocolError(f"the client did not say hello within {_HELLO_S:.0f} s") from None
+    except KeyError:
+        raise ProtocolError("the client began with a binary message, not with 'hello'") from None
+    hello = wire.parse_client(text)
+    if not isinstance(hello, wire.Hello):
+        raise ProtocolError(f"the client began with {hello.type!r}, not with 'hello'")
+    return hello
+
+
+async def _again(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
+
+
+def _brief(error: HiggsVoiceError) -> str:
+    return str(error).encode()[:120].decode("utf-8", "ignore")
+
+
+def _json_error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
+    """An error in OpenAI's shape."""
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse({"error": {"message": message, "type": kind}}, status, headers)
+
+
+async def _on_error(_: Request, error: HiggsVoiceError) -> Response:
+    match error:
+        case EngineBusyError():
+            return _json_error(429, str(error), "rate_limit_error")
+        case RefusedError() | VoiceError() | SettingsError():
+            return _json_error(400, str(error))
+        case EngineError() | RemoteError():
+            return _json_error(503, str(error), "server_error")
+        case _:
+            return _json_error(500, str(error), "server_error")
+
+
+async def _on_invalid(_: Request, error: RequestValidationError) -> Response:
+    item = error.errors()[0]
+    where = ".".join(str(part) for part in item["loc"] if part != "body") or "body"
+    return _json_error(400, f"{where}: {item['msg']}")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers: `Server` decides what a signal means."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+class Server:
+    """A server in this event loop. The caller owns the engine and closes it afterwards."""
+
+    def __init__(self, engine: Synthesizer, settings: ServerSettings | None = None) -> None:
+        self.settings = settings or ServerSettings()
+        self._app = App(engine, self.settings)
+        self._engine = engine
+        self._uvicorn: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._sockets: list[socket.socket] = []
+
+    @property
+    def hub(self) -> Hub:
+        return self._app.hub
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._app.metrics
+
+    @property
+    def port(self) -> int:
+        return int(self._sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::", "localhost") else self.settings.host
+        return f"ws://[{host}]:{self.port}" if ":" in host else f"ws://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Bind, start the engine, take connections. `/healthz` answers while the engine loads. Errors: `SettingsError`."""
+        self._sockets = [_bind(self.settings.host, self.settings.port)]
+        config = uvicorn.Config(
+            self._app.app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="websockets-sansio",
+            ws_max_size=_MAX_FRAME,
+            ws_ping_interval=self.settings.ping_s,
+            ws_ping_timeout=self.settings.ping_s,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=3,
+        )
+        self._uvicorn = _Uvicorn(config)
+        self._task = asyncio.get_running_loop().create_task(self._uvicorn.serve(self._sockets), name="higgs-voice http")
+        try:
+            await self._engine.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._app.ready = True
+
+    async def drain(self) -> None:
+        """Refuse new sessions and wait for what is being said."""
+        await self._app.hub.drain()
+
+    async def aclose(self) -> None:
+        """End every connection and stop listening; idempotent."""
+        self._app.ready = False
+        await self._app.hub.aclose()
+        if self._uvicorn is not None and self._task is not None:
+            self._uvicorn.should_exit = True
+            await asyncio.gather(self._task, return_exceptions=True)
+        for item in self._sockets:
+            item.close()
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.setblocking(False)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port"
+        ) from error
+    return listener
+
+
+async def run(
+    engine: Synthesizer, settings: ServerSettings, *, on_ready: Callable[[Server], None] | None = None
+) -> None:
+    """Serve until SIGINT or SIGTERM: the first one drains, the second one ends at once."""
+    loop = asyncio.get_running_loop()
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    server = Server(engine, settings)
+    try:
+        async with server:
+            if on_ready is not None:
+                on_ready(server)
+            await first.wait()
+            log.info("shutting down: no new sessions; waiting %.0f s at most for what is being said", settings.drain_s)
+            ends = {loop.create_task(server.drain()), loop.create_task(second.wait())}
+            _, left = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in left:
+                task.cancel()
+    finally:
+        await engine.aclose()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def serve(
+    model: str = "nano",
+    *,
+    host: str = "127.0.0.1",
+    port: int = wire.DEFAULT_PORT,
+    token: str | None = None,
+    voices: str | Path | None = None,
+    engine_options: dict[str, Any] | None = None,
+    on_ready: Callable[[Server], None] | None = None,
+    **limits: Any,
+) -> None:
+    """Serve `model` until a signal; what `higgs-voice serve` does. `limits` are the other fields of `ServerSettings`.
+
+    Errors: `SettingsError`, `DependencyError`, `ModelError`.
+    """
+    from ..backends import create_backend
+
+    folder = Path(voices) if voices is not None else None
+    settings = ServerSettings(host=host, port=port, token=token, voices=folder, **limits)
+    engine = create_backend(model, **(engine_options or {}))
+    asyncio.run(run(engine, settings, on_ready=on_ready))
+
+
+__all__ = ["App", "Server", "ServerSettings", "run", "serve"]
