@@ -8,7 +8,7 @@ next request, and an engine that has lost its state rebuilds it from the request
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -72,6 +72,8 @@ class SpeakRequest:
     next_context: ContextSpec | None = None
     """A hint: the context that the chunk after this one will start from, less this chunk's own exchange. An engine may
     prefill it in the background, so that a window that slides costs no time later."""
+    pcm: bool = True
+    """False: only the codes are wanted; events come for every frame and their ``pcm`` is empty."""
 
 
 class FinishReason(StrEnum):
@@ -157,7 +159,7 @@ class Synthesizer(Protocol):
         """Stop every stream and free everything; idempotent."""
         ...
 
-    def speak(self, request: SpeakRequest) -> AsyncIterator[SpeechEvent]:
+    def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         """Speak one chunk. The iterator ends with a `FinishedEvent` or raises `EngineError` or `RemoteError`. A session's
         requests run one after another: a request waits until the session's previous one has ended. Closing the iterator
         early stops the generation."""

@@ -1,0 +1,46 @@
+"""The engines behind one Protocol, chosen by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..conversation.synthesizer import Synthesizer
+from ..errors import DependencyError, SettingsError
+
+
+def create_backend(model: str = "nano", **options: Any) -> Synthesizer:
+    """An engine by name; call its `start` before use. Nothing is loaded or connected here.
+
+    ``nano`` (embedded), a hub id or a folder: the model in this process. ``ws://host:port`` or ``wss://…``: a
+    ``higgs-voice serve`` elsewhere. ``boson:<hub id or folder>``: the boson_multimodal package in a process of its own.
+    ``fake``: deterministic tones. `options` go to the engine's constructor.
+    Errors: `SettingsError` (unknown option), `DependencyError` (an extra is missing).
+    """
+    try:
+        if model == "fake":
+            from .fake import FakeSynthesizer
+
+            return FakeSynthesizer(**options)
+        if model.startswith(("ws://", "wss://")):
+            from .remote import RemoteSynthesizer
+
+            return RemoteSynthesizer(model, **options)
+        if model.startswith("boson:"):
+            from .boson import BosonSynthesizer
+
+            return BosonSynthesizer(model.removeprefix("boson:"), **options)
+        from .local import LocalSynthesizer
+
+        return LocalSynthesizer(model, **options)
+    except TypeError as error:
+        raise SettingsError(f"the engine for {model!r} cannot take these options: {error}") from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("torch", "torchaudio", "transformers", "soundfile", "tokenizers"):
+            raise DependencyError(
+                f"the engine for {model!r} needs {error.name}, which is not installed; run: "
+                'pip install "higgs-voice[engine]", or use a server: model="ws://host:port"'
+            ) from error
+        raise
+
+
+__all__ = ["create_backend"]

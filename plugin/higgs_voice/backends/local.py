@@ -1,0 +1,374 @@
+"""The model in this process: transformers' Higgs Audio v2, stepped by `model`, sounded by `codec`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..audio import FRAME_RATE, HOP, SAMPLE_RATE, to_int16
+from ..codec import Decoder, DecodeStream, Encoder
+from ..config import Sampling, Settings
+from ..conversation.synthesizer import (
+    AudioEvent,
+    Codes,
+    ContextSpec,
+    EngineInfo,
+    Exchange,
+    FinishedEvent,
+    FinishReason,
+    SpeakRequest,
+    SpeechEvent,
+    VoicePrompt,
+)
+from ..errors import EngineClosedError, EngineDiedError, SilenceError, SynthesisError
+from ..model.loading import Loaded, load
+from ..model.prompt import PromptBuilder, Rows
+from ..model.runner import Runner
+from ..model.scheduler import Scheduler
+from ..model.worker import Job, Worker
+
+log = logging.getLogger("higgs_voice.local")
+
+
+class Guards(Settings):
+    """When a stream is ended although the model has not ended it."""
+
+    base_s: float = Field(3.0, gt=0.0)
+    """Runaway: more than base_s + s_per_char * characters of audio."""
+    s_per_char: float = Field(0.25, gt=0.0)
+    """About three times slow speech."""
+    silence_s: float = Field(3.0, gt=0.0)
+    """Silence: that much without voice, after voice or before any."""
+    silence_level: float = Field(0.004, ge=0.0)
+    """Peak, as a share of full scale, below which sound counts as silence."""
+    min_frames: int = Field(3, ge=1)
+    """Collapse: an end before that many frames; tried again with other seeds."""
+    retries: int = Field(2, ge=0)
+
+
+class _Channel:
+    """Events from the worker's thread to one consumer on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: deque[SpeechEvent | Exception] = deque()
+        self._arrived = asyncio.Event()
+        self.taken = 0
+        """Samples the consumer has taken."""
+
+    def put(self, event: SpeechEvent | Exception) -> None:
+        """From any thread. A consumer whose loop is gone gets nothing."""
+        try:
+            self._loop.call_soon_threadsafe(self._arrive, event)
+        except RuntimeError:
+            log.debug("the event loop of a stream is closed; its events are dropped")
+
+    def _arrive(self, event: SpeechEvent | Exception) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    async def get(self) -> SpeechEvent | Exception:
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        if isinstance(event, AudioEvent):
+            self.taken += len(event.pcm) // 2
+        return event
+
+
+class _Stream:
+    """One chunk on its way out; lives on the worker's thread. Implements the worker's `Listener`."""
+
+    def __init__(self, channel: _Channel, guards: Guards, decode: DecodeStream | None) -> None:
+        self.channel = channel
+        self.decode = decode
+        self.job: Job | None = None
+        self._guards = guards
+        self._codes: list[Codes] = []
+        self._frames = 0
+        self._sent = 0
+        self._first_at: float | None = None
+        self._silent = 0
+
+    def view(self) -> tuple[float, float]:
+        if self._first_at is None:
+            return -1.0, 0.0  # who has sent nothing yet is the most urgent
+        buffered = self._sent / SAMPLE_RATE - (time.monotonic() - self._first_at)
+        return buffered, (self._sent - self.channel.taken) / SAMPLE_RATE
+
+    def push(self, codes: Codes) -> None:
+        self._codes.append(codes)
+        self._frames += codes.shape[1]
+        if self.decode is not None:
+            self.decode.push(codes)
+        else:
+            self.send(np.zeros(0, dtype=np.float32))
+
+    def send(self, samples: NDArray[np.float32]) -> None:
+        """More sound, float32 [n], with the codes known since the last."""
+        if not samples.size and not self._codes:
+            return
+        if self._first_at is None:
+            self._first_at = time.monotonic()
+            if self.job is not None:
+                self.job.timings["ttfa"] = self._first_at - self.job.submitted
+        codes = np.concatenate(self._codes, axis=1) if self._codes else np.zeros((0, 0), dtype=np.int16)
+        self._codes.clear()
+        self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
+        self._sent += samples.size
+        self._watch(samples)
+
+    def _watch(self, samples: NDArray[np.float32]) -> None:
+        loud = np.flatnonzero(np.abs(samples) > self._guards.silence_level)
+        self._silent = self._silent + samples.size if not loud.size else samples.size - 1 - int(loud[-1])
+        if self._silent > self._guards.silence_s * SAMPLE_RATE and self.job is not None:
+            error = SilenceError(f"stopped after {self._guards.silence_s:.1f} s of silence")
+            self.job.end_with = (FinishReason.SILENCE, error)
+
+    def ended(self, reason: str, error: Exception | None) -> None:
+        if reason == "error":
+            self.channel.put(error if error is not None else EngineDiedError("the engine failed"))
+            return
+        if self.decode is not None and reason != FinishReason.STOPPED:
+            self.decode.finish()
+            self.send(self.decode.pull())
+        self.channel.put(
+            FinishedEvent(
+                reason=FinishReason(reason),
+                frames=self._frames,
+                error=error if isinstance(error, SynthesisError) else None,
+                timings=dict(self.job.timings) if self.job is not None else {},
+            )
+        )
+
+
+class LocalSynthesizer:
+    """See `Synthesizer`. One copy of the weights, one worker thread, many sessions.
+
+    Args:
+        model: ``nano``, a hub id or a folder. codec: likewise, where it cannot be told from the model.
+        device, dtype: ``auto`` takes the GPU and bfloat16 where there is one, else the CPU and float32.
+        max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
+        threads: of the CPU, for the worker; None leaves one core to the event loop, so that media never starve.
+        loaded: a model that is loaded already, instead of `model`.
+    """
+
+    def __init__(
+        self,
+        model: str = "nano",
+        *,
+        codec: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch: int = 16,
+        run_ahead_s: float = 10.0,
+        threads: int | None = None,
+        guards: Guards | None = None,
+        loaded: Loaded | None = None,
+        **pool: Any,
+    ) -> None:
+        self._model_name = model
+        self._load_options: dict[str, Any] = {"codec": codec, "device": device, "dtype": dtype}
+        self._pool_options = pool
+        self._scheduler = Scheduler(max_batch=max_batch, run_ahead_s=run_ahead_s)
+        self._threads = threads if threads is not None else max(1, (os.cpu_count() or 2) - 1)
+        self._guards = guards or Guards()
+        self._loaded = loaded
+        self._info: EngineInfo | None = None
+        self._worker: Worker | None = None
+        self._starting: asyncio.Lock = asyncio.Lock()
+        self._codec_lock = asyncio.Lock()
+        self._closed = False
+        self._rows: OrderedDict[int, tuple[Exchange | VoicePrompt, Rows]] = OrderedDict()
+
+    # Life
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineClosedError("the engine has not been started; await start() first")
+        return self._info
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._closed:
+                raise EngineClosedError("this engine is closed; create another one")
+            if self._worker is None:
+                await asyncio.to_thread(self._load)
+                await self._warm_up()
+
+    def _load(self) -> None:
+        loaded = self._loaded or load(self._model_name, **self._load_options)
+        self._loaded = loaded
+        self._builder = PromptBuilder(loaded.tokenizer, loaded.model.config)
+        self._decoder = Decoder(loaded.codec)
+        self._encoder = Encoder(loaded.codec)
+        runner = Runner(loaded, **self._pool_options)
+        self._worker = Worker(runner, self._scheduler, self._deliver, threads=self._threads)
+        self._worker.start()
+        self._info = EngineInfo(
+            model=loaded.name,
+            sample_rate=SAMPLE_RATE,
+            frame_rate=FRAME_RATE,
+            num_codebooks=self._builder.num_codebooks,
+            codebook_size=loaded.limits.codebook_size,
+            max_positions=loaded.limits.max_positions,
+            codec_fingerprint=self._decoder.fingerprint,
+        )
+
+    async def _warm_up(self) -> None:
+        """One short chunk, so that the first caller does not pay for what happens only once."""
+        request = SpeakRequest(
+            session_id="warm-up",
+            speech_id="warm-up",
+            context=ContextSpec(),
+            text="Hello.",
+            sampling=Sampling(seed=0, max_new_tokens=40),
+        )
+        async for _ in self.speak(request):
+            pass
+        self.close_session("warm-up")
+
+    async def aclose(self) -> None:
+        self._closed = True
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await asyncio.to_thread(worker.shutdown)
+
+    # Speaking
+
+    async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
+        worker = self._running()
+        channel = _Channel(asyncio.get_running_loop())
+        stream = _Stream(channel, self._guards, self._decoder.open() if request.pcm else None)
+        job = self._job(request, stream)
+        stream.job = job
+        worker.submit(job)
+        ended = False
+        try:
+            while True:
+                event = await channel.get()
+                if isinstance(event, Exception):
+                    ended = True
+                    raise event
+                if isinstance(event, FinishedEvent):
+                    ended = True
+                    yield event
+                    return
+                worker.wake()
+                yield event
+        finally:
+            if not ended:
+                worker.stop(job.key)
+
+    def _job(self, request: SpeakRequest, stream: _Stream) -> Job:
+        prefix = self._prefix_rows(request.context.voice)
+        rows = Rows.concat([self._context_rows(request.context), self._builder.opening(request.text)])
+        room = self.info.max_positions - len(rows)
+        guards = self._guards
+        max_frames = int((guards.base_s + guards.s_per_char * len(request.text)) * FRAME_RATE)
+        return Job(
+            key=request.speech_id,
+            session=request.session_id,
+            rows=rows,
+            prefix=len(prefix),
+            sampling=request.sampling.replace(max_new_tokens=max(1, min(request.sampling.max_new_tokens, room))),
+            seed=request.sampling.seed if request.sampling.seed is not None else int.from_bytes(os.urandom(4), "little"),
+            max_frames=max_frames,
+            min_frames=guards.min_frames,
+            retries=guards.retries,
+            listener=stream,
+            next_rows=self._context_rows(request.next_context) if request.next_context is not None else None,
+        )
+
+    def stop(self, speech_id: str) -> None:
+        if self._worker is not None:
+            self._worker.stop(speech_id)
+
+    def prepare(self, session_id: str, context: ContextSpec) -> None:
+        if self._worker is not None:
+            self._worker.prepare(session_id, self._context_rows(context), len(self._prefix_rows(context.voice)))
+
+    def close_session(self, session_id: str) -> None:
+        if self._worker is not None:
+            self._worker.close_session(session_id)
+
+    async def encode(self, pcm: NDArray[np.float32]) -> Codes:
+        self._running()
+        async with self._codec_lock:
+            return await asyncio.to_thread(self._encoder.encode, pcm)
+
+    async def decode(self, codes: Codes) -> NDArray[np.float32]:
+        self._running()
+        async with self._codec_lock:
+            return await asyncio.to_thread(self._decoder.decode, codes)
+
+    def count_rows(self, context: ContextSpec, text: str = "") -> int:
+        rows = len(self._prefix_rows(context.voice)) + sum(len(self._exchange_rows(item)) for item in context.exchanges)
+        return rows + (len(self._builder.opening(text)) if text else 0)
+
+    @property
+    def steps(self) -> int:
+        """Steps the model has taken, over all sessions."""
+        return self._worker.steps if self._worker is not None else 0
+
+    @property
+    def active(self) -> int:
+        """Streams being generated or waiting."""
+        return self._worker.active if self._worker is not None else 0
+
+    # Inside
+
+    def _running(self) -> Worker:
+        if self._worker is None:
+            raise EngineClosedError("the engine is not running; await start() first" if not self._closed else "this engine is closed")
+        return self._worker
+
+    def _deliver(self, moved: Sequence[tuple[Job, NDArray[np.int16]]]) -> None:
+        """On the worker's thread: frames of one step, decoded together."""
+        ready: list[_Stream] = []
+        for job, codes in moved:
+            stream = job.listener
+            assert isinstance(stream, _Stream)
+            stream.push(codes)
+            if stream.decode is not None and stream.decode.ready:
+                ready.append(stream)
+        if ready:
+            decoded = self._decoder.decode_ready([stream.decode for stream in ready if stream.decode is not None])
+            for stream, samples in zip(ready, decoded, strict=True):
+                stream.send(samples)
+
+    def _context_rows(self, context: ContextSpec) -> Rows:
+        return Rows.concat([self._prefix_rows(context.voice), *(self._exchange_rows(item) for item in context.exchanges)])
+
+    def _prefix_rows(self, voice: VoicePrompt) -> Rows:
+        found = self._rows.get(id(voice))
+        if found is not None and found[0] is voice:
+            return found[1]
+        references = [(item.text, item.codes) for item in voice.references]
+        return self._remember(voice, self._builder.prefix(voice.system, voice.scene, voice.speakers, references))
+
+    def _exchange_rows(self, exchange: Exchange) -> Rows:
+        found = self._rows.get(id(exchange))
+        if found is not None and found[0] is exchange:
+            return found[1]
+        return self._remember(exchange, self._builder.exchange(exchange.text, exchange.codes))
+
+    def _remember(self, item: Exchange | VoicePrompt, rows: Rows) -> Rows:
+        self._rows[id(item)] = (item, rows)
+        while len(self._rows) > 512:
+            self._rows.popitem(last=False)
+        return rows
+
+
+__all__ = ["HOP", "Guards", "LocalSynthesizer"]

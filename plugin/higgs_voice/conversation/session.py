@@ -1,0 +1,347 @@
+"""One voice through a whole conversation: speeches in, sound out, and a context that holds what was heard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncIterable, Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field
+
+from ..config import Sampling, Settings, Window
+from ..errors import EngineClosedError
+from ..text.chunker import ChunkerSettings
+from ..text.lexicon import Lexicon
+from .context import ContextState, Entry, RollingContext, append, drop_oldest
+from .speech import ChunkRecord, Speech
+from .synthesizer import Codes, ContextSpec, Exchange, SpeakRequest, Synthesizer, VoicePrompt
+from .timing import Rate
+from .voice import Voice
+
+log = logging.getLogger("higgs_voice.session")
+
+ROWS_PER_CHAR = 2.2
+"""Audio frames a character of text may take, for judging whether a chunk still fits (slow speech is about 1.7)."""
+LIMIT_REFILL = 0.7
+"""Where the model's limit trims a context, it is trimmed to this share of the limit, so that not every chunk slides it."""
+
+
+class SessionSettings(Settings):
+    """How a session speaks and what it remembers."""
+
+    sampling: Sampling = Field(default_factory=Sampling)
+    window: Window = Field(default_factory=Window)
+    chunker: ChunkerSettings = Field(default_factory=ChunkerSettings)
+    run_ahead_s: float = Field(10.0, gt=0.0)
+    """Generation stops when this much audio waits for the consumer."""
+    settle_timeout_s: float = Field(0.3, ge=0.0)
+    """How long the speech after a stopped one waits to be told what was heard of it."""
+    normalize: bool = True
+    """Whether written text (numbers, markdown, emoji) is made speakable."""
+    language: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStats:
+    """Where a session stands."""
+
+    exchanges: int
+    """In the context now, pinned one included."""
+    context_s: float
+    """Seconds of audio in the window."""
+    pinned: bool
+    provisional: int
+    """Exchanges generated and not yet known to be heard."""
+    rows: int
+    """What the context takes of the model's positions."""
+
+
+class VoiceSession:
+    """A conversation's voice on one engine.
+
+    Speeches are spoken one after the other, in the order of `speak`. The context remembers of each what was played:
+    tell it by `settle` (and `heard`, while it plays). What nobody settles counts as played at the pace of the clock.
+
+    Args:
+        engine: any `Synthesizer`, started; it may serve many sessions.
+        voice: who speaks; None is the model's own choice, kept by the context.
+        clock: seconds, monotonic. rng: seeds of chunks whose sampling has none.
+    """
+
+    def __init__(
+        self,
+        engine: Synthesizer,
+        *,
+        voice: Voice | None = None,
+        settings: SessionSettings | None = None,
+        lexicon: Lexicon | None = None,
+        session_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.engine = engine
+        self.id = session_id or uuid.uuid4().hex
+        self.voice = voice or Voice()
+        self.settings = settings or SessionSettings()
+        self.lexicon = lexicon
+        self.clock = clock
+        self.rate = Rate()
+        self._rng = rng or random.Random()
+        self._prompt: VoicePrompt | None = None
+        self._context = RollingContext(window=self.settings.window, pin=not self.voice.references)
+        self._speeches: dict[str, Speech] = {}
+        self._last: Speech | None = None
+        self._count = 0
+        self._pending: tuple[Voice, VoicePrompt, bool] | None = None
+        self._closed = False
+        self._warned_limit = False
+
+    # Life
+
+    async def start(self) -> None:
+        """Resolve the voice (clips are encoded) and let the engine prefill it. Errors: `VoiceError`, `EngineError`."""
+        await self.engine.start()
+        if self._prompt is None:
+            self.voice = await self.voice.resolve(self.engine)
+            self._prompt = await self.voice.prompt(self.engine)
+            self._prepare()
+
+    async def aclose(self) -> None:
+        """Stop everything and free the engine's state of this session; idempotent."""
+        self._closed = True
+        speeches = list(self._speeches.values())
+        for speech in speeches:
+            speech.stop()
+        self.engine.close_session(self.id)
+        for speech in speeches:
+            await speech.aclose()
+        self._speeches.clear()
+
+    async def __aenter__(self) -> VoiceSession:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # Speaking
+
+    def speak(self, text: str | AsyncIterable[str] | None = None) -> Speech:
+        """Begin a turn. With text it is fed and ended (a stream is fed as it comes); without, use `feed` and `end`.
+
+        Errors: `EngineClosedError` after `aclose`.
+        """
+        if self._closed:
+            raise EngineClosedError("this session is closed; open another one to speak")
+        self._settle_by_clock()
+        self._count += 1
+        speech = Speech(self, f"{self.id}/{self._count}", previous=self._last)
+        self._speeches[speech.id] = speech
+        self._last = speech
+        speech.begin(text)
+        return speech
+
+    def interrupt(self) -> list[str]:
+        """Barge-in: stop every speech that is being generated or may still be playing; their ids, in order."""
+        ids: list[str] = []
+        for speech in list(self._speeches.values()):
+            if not speech.settled:
+                speech.stop()
+                ids.append(speech.id)
+        return ids
+
+    def heard(self, speech_id: str, heard_s: float) -> None:
+        """Progress: this much of the speech has been played, in seconds from its first sample. Cuts nothing."""
+        speech = self._speeches.get(speech_id)
+        if speech is None or speech.settled:
+            return
+        for record in speech.records:
+            if not record.finished or record.end_s > heard_s + 1e-6:
+                break
+            if not record.settled:
+                record.settled = True
+                self._context.settle(record.entry)
+
+    def settle(self, speech_id: str, heard_s: float, *, words: int | None = None) -> None:
+        """Final: this much of the speech was played; the rest leaves the context without a trace.
+
+        heard_s: seconds from the speech's first sample. words: how many of the speech's words the framework holds for
+        spoken, where it knows; the text is then cut there. Unknown ids, and ids that were settled, are ignored.
+        """
+        speech = self._speeches.get(speech_id)
+        if speech is None or speech.settled:
+            return
+        if not speech.complete or heard_s < speech.audio_s - 1e-3:
+            speech.stop()
+        last: Entry | None = None
+        for record in speech.records:
+            if not record.settled:
+                record.entry.exchange = record.heard_exchange(heard_s, words)
+                record.settled = True
+                last = record.entry
+        if last is not None:
+            self._context.settle(last)
+        speech.mark_settled()
+        if speech.finished:
+            self._forget(speech)
+        if not self._closed:
+            self._prepare()
+
+    async def update(
+        self,
+        *,
+        voice: Voice | None = None,
+        sampling: Sampling | None = None,
+        lexicon: Lexicon | None = None,
+        context: Literal["new", "keep"] = "new",
+    ) -> None:
+        """Change settings from the next speech on.
+
+        A new voice begins a new context by default: the old one's sound would pull it back to the old voice, which is
+        what a rolling context is for. ``context="keep"`` keeps it, for a scene or a description that only shades it.
+        Errors: `VoiceError`; the session then goes on as before.
+        """
+        if sampling is not None:
+            self.settings = self.settings.replace(sampling=sampling)
+        if lexicon is not None:
+            self.lexicon = lexicon
+        if voice is not None:
+            resolved = await voice.resolve(self.engine)
+            self._pending = (resolved, await resolved.prompt(self.engine), context == "new")
+            if self._last is None or self._last.finished:
+                self.apply_pending()
+
+    # What is known
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """What the context holds now, pinned exchange first, with what has been generated and may still be cut."""
+        return self._context.state().exchanges
+
+    @property
+    def context_text(self) -> str:
+        """The texts of the context, a line each."""
+        return "\n".join(item.text for item in self.exchanges)
+
+    @property
+    def stats(self) -> SessionStats:
+        state = self._context.state()
+        return SessionStats(
+            exchanges=len(state.exchanges),
+            context_s=state.seconds,
+            pinned=state.pinned is not None,
+            provisional=len(self._context.entries),
+            rows=self.engine.count_rows(self._spec(state)) if self._prompt is not None else 0,
+        )
+
+    # For Speech
+
+    def begin_chunk(self, entry: Entry) -> ContextState:
+        """Enter a chunk that is about to be generated; the context to speak it in."""
+        state = self._context.state(entry.turn)
+        self._context.begin(entry)
+        return state
+
+    def request(self, speech_id: str, state: ContextState, text: str) -> SpeakRequest:
+        """The engine's request for one chunk, in a context that fits the model."""
+        state = self._fit(state, text)
+        sampling = self.settings.sampling
+        if sampling.seed is None:
+            sampling = sampling.replace(seed=self._rng.randrange(2**31))
+        return SpeakRequest(
+            session_id=self.id,
+            speech_id=speech_id,
+            context=self._spec(state),
+            text=text,
+            sampling=sampling,
+            next_context=self._next(state),
+        )
+
+    async def before_speech(self, speech: Speech) -> None:
+        """Wait, but not for long, until it is known what was heard of stopped speeches; then take a pending voice."""
+        if self._prompt is None:
+            await self.start()
+        for other in list(self._speeches.values()):
+            if other is speech:
+                break
+            if other.stopped and not other.settled:
+                await other.wait_settled(self.settings.settle_timeout_s)
+                if not other.settled:
+                    self.settle(other.id, other.heard_by_clock())
+        self.apply_pending()
+
+    def apply_pending(self) -> None:
+        """Take over the voice of the last `update`, if one waits."""
+        if self._pending is None:
+            return
+        self.voice, self._prompt, new = self._pending
+        self._pending = None
+        self._context.pin = not self.voice.references
+        if new:
+            self._context.clear()
+        self._prepare()
+
+    def speech_ended(self, speech: Speech) -> None:
+        """The speech's generation is over."""
+        if speech.settled:
+            self._forget(speech)
+        elif not speech.stopped and not self._closed:
+            self._prepare()
+
+    # Inside
+
+    def _spec(self, state: ContextState) -> ContextSpec:
+        return ContextSpec(voice=self._prompt or VoicePrompt(), exchanges=state.exchanges)
+
+    def _next(self, state: ContextState) -> ContextSpec | None:
+        """What is left of the window when the coming exchange has joined it, where joining it evicts something."""
+        new = Exchange(text="", codes=_no_codes(self.engine.info.num_codebooks))
+        after = append(state, new, self.settings.window, pin=False)
+        kept = tuple(item for item in after.exchanges if item is not new)
+        if len(kept) == len(state.exchanges):
+            return None
+        return self._spec(ContextState(pinned=state.pinned, window=tuple(item for item in after.window if item is not new)))
+
+    def _fit(self, state: ContextState, text: str) -> ContextState:
+        limit = self.engine.info.max_positions
+        room = min(self.settings.sampling.max_new_tokens, int(len(text) * ROWS_PER_CHAR) + 100)
+        if self.engine.count_rows(self._spec(state), text) + room <= limit:
+            return state
+        before = len(state.exchanges)
+        while state.exchanges and self.engine.count_rows(self._spec(state), text) + room > limit * LIMIT_REFILL:
+            state = drop_oldest(state)
+        if not self._warned_limit:
+            self._warned_limit = True
+            log.warning(
+                "the context reached the model's %d positions; %d of %d exchanges were dropped (a smaller window avoids this)",
+                limit,
+                before - len(state.exchanges),
+                before,
+            )
+        return state
+
+    def _prepare(self) -> None:
+        if self._prompt is not None:
+            self.engine.prepare(self.id, self._spec(self._context.state_at_turn()))
+
+    def _settle_by_clock(self) -> None:
+        """Speeches whose playing time has passed were heard."""
+        for speech in list(self._speeches.values()):
+            if speech.complete and not speech.stopped and speech.played_out():
+                self.settle(speech.id, float("inf"))
+
+    def _forget(self, speech: Speech) -> None:
+        self._speeches.pop(speech.id, None)
+        if self._last is speech:
+            self._last = None
+
+
+def _no_codes(codebooks: int) -> Codes:
+    import numpy as np
+
+    return np.zeros((codebooks, 0), dtype=np.int16)

@@ -1,0 +1,423 @@
+"""One turn of the agent: text in as it streams, sound, words and reports out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..audio import FRAME_RATE, PcmChunk
+from ..errors import EngineError, NoAudioError, SynthesisError
+from ..text.chunker import Chunker, TextChunk
+from ..text.normalize import SpokenText, is_speakable, normalize
+from .context import Entry
+from .synthesizer import AudioEvent, Codes, Exchange, FinishReason
+from .timing import Word, WordTimer
+
+if TYPE_CHECKING:
+    from .session import VoiceSession
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """How one chunk went; comes when its generation has ended."""
+
+    chunk: int
+    written: str
+    """The LLM's text."""
+    spoken: str
+    """What the model was given."""
+    reason: FinishReason
+    error: SynthesisError | None
+    audio_s: float
+    ttfa_s: float
+    """From the request to the chunk's first PCM."""
+    total_s: float
+    """From the request to its last PCM."""
+    exchanges: int
+    """In the context it was spoken in."""
+    timings: dict[str, float] = field(default_factory=dict[str, float])
+    """The engine's own, in seconds."""
+
+    @property
+    def rtf(self) -> float:
+        """Time to generate over time of audio."""
+        return self.total_s / self.audio_s if self.audio_s else float("inf")
+
+
+SpeechOut = PcmChunk | Word | ChunkReport
+
+
+@dataclass(slots=True, eq=False)
+class ChunkRecord:
+    """What a session must know of a chunk until it is known how much of it was heard."""
+
+    entry: Entry
+    text: str
+    start_s: float
+    """Where it begins in the speech."""
+    num_codebooks: int
+    samples: int = 0
+    sample_rate: int = 24000
+    codes: list[Codes] = field(default_factory=list[Codes])
+    words: list[Word] = field(default_factory=list[Word])
+    first_word: int = 0
+    """How many words the speech gave before this chunk."""
+    finished: bool = False
+    guarded: bool = False
+    settled: bool = False
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + self.samples / self.sample_rate
+
+    def exchange(self) -> Exchange | None:
+        """All of it, or None if it must not be remembered."""
+        if self.guarded or not self.codes:
+            return None
+        return Exchange(text=self.text, codes=np.concatenate(self.codes, axis=1))
+
+    def heard_exchange(self, heard_s: float, words: int | None) -> Exchange | None:
+        """What is left when the speech was played up to `heard_s` (and, if given, up to its word number `words`)."""
+        whole = self.exchange()
+        if whole is None:
+            return None
+        if self.finished and heard_s >= self.end_s - 1e-3 and (words is None or words >= self.first_word + len(self.words)):
+            return whole
+        frames = min(int((heard_s - self.start_s) * FRAME_RATE), whole.frames) if heard_s < self.end_s else whole.frames
+        if words is None:
+            said = [word for word in self.words if word.start_s < heard_s]
+        else:
+            said = self.words[: max(0, words - self.first_word)]
+        text = self.text[: said[-1].spoken_end].rstrip() if said else ""
+        if frames <= 0 or not text:
+            return None
+        return Exchange(text=text, codes=whole.codes[:, :frames])
+
+
+class Speech:
+    """A turn: `feed` text and `end`, iterate to get `PcmChunk`, `Word` and `ChunkReport` in order.
+
+    Iterating raises `EngineError` or `RemoteError` when the engine fails, and `NoAudioError` at the end when a chunk gave
+    no sound (the others are spoken). Leaving the iteration early stops the speech.
+    """
+
+    def __init__(self, session: VoiceSession, speech_id: str, *, previous: Speech | None) -> None:
+        self.id = speech_id
+        self.records: list[ChunkRecord] = []
+        self.stopped = False
+        self.settled = False
+        self._session = session
+        self._previous = previous
+        self._chunker = Chunker(session.settings.chunker, clock=session.clock)
+        self._chunks: deque[TextChunk] = deque()
+        self._text_ended = False
+        self._text_changed = asyncio.Event()
+        self._out: deque[SpeechOut] = deque()
+        self._out_changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._waiting_samples = 0
+        self._taken_samples = 0
+        self._samples = 0
+        self._words = 0
+        self._done = asyncio.Event()
+        self._settled_event = asyncio.Event()
+        self._error: BaseException | None = None
+        self._no_audio: NoAudioError | None = None
+        self._current: str | None = None
+        self._first_taken_at: float | None = None
+        self._stopped_at: float | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # For the caller
+
+    def begin(self, text: str | AsyncIterable[str] | None) -> None:
+        """Called by `VoiceSession.speak`."""
+        loop = asyncio.get_running_loop()
+        if isinstance(text, str):
+            self.feed(text)
+            self.end()
+        elif text is not None:
+            self._tasks.append(loop.create_task(self._feed_from(text), name=f"feed {self.id}"))
+        self._tasks.append(loop.create_task(self._run(), name=f"speech {self.id}"))
+
+    def feed(self, text: str) -> None:
+        """More of the text, split anywhere. After `stop` it is ignored; after `end` it is an error."""
+        if self.stopped:
+            return
+        if self._text_ended:
+            raise ValueError("this speech's text has ended; begin another one with session.speak()")
+        self._take_chunks(self._chunker.feed(text))
+
+    def flush(self) -> None:
+        """Speak what has been fed without waiting for its sentence to end; more text may follow."""
+        if not self._text_ended and not self.stopped:
+            self._take_chunks(self._chunker.flush())
+
+    def end(self) -> None:
+        """No more text; idempotent."""
+        if not self._text_ended:
+            self._take_chunks(self._chunker.flush())
+            self._text_ended = True
+            self._text_changed.set()
+
+    def stop(self) -> None:
+        """Barge-in: no more sound comes out, the model stops within one step; idempotent, never waits."""
+        if self.stopped:
+            return
+        self.stopped = True
+        self._stopped_at = self._session.clock()
+        if self._current is not None:
+            self._session.engine.stop(self._current)
+        self._chunks.clear()
+        self._out.clear()
+        self._waiting_samples = 0
+        for event in (self._text_changed, self._out_changed, self._room):
+            event.set()
+
+    def __aiter__(self) -> AsyncIterator[SpeechOut]:
+        return self.events()
+
+    async def events(self) -> AsyncGenerator[SpeechOut]:
+        """Sound, words and reports, in order. One consumer."""
+        ended = False
+        try:
+            while True:
+                while self._out:
+                    item = self._out.popleft()
+                    if isinstance(item, PcmChunk):
+                        if self._first_taken_at is None:
+                            self._first_taken_at = self._session.clock()
+                        self._taken_samples += item.samples
+                        self._waiting_samples -= item.samples
+                        self._room.set()
+                    yield item
+                if self.stopped or self._done.is_set():
+                    break
+                self._out_changed.clear()
+                await self._out_changed.wait()
+            ended = True
+        finally:
+            if not ended:
+                self.stop()
+        if self._error is not None and not self.stopped:
+            raise self._error
+
+    async def audio(self) -> AsyncGenerator[PcmChunk]:
+        """Only the sound."""
+        async with aclosing(self.events()) as events:
+            async for item in events:
+                if isinstance(item, PcmChunk):
+                    yield item
+
+    async def collect(self) -> bytes:
+        """All of the sound as one piece: int16 mono."""
+        return b"".join([chunk.pcm async for chunk in self.audio()])
+
+    @property
+    def complete(self) -> bool:
+        """Everything has been generated and nothing was stopped."""
+        return self.finished and not self.stopped
+
+    @property
+    def finished(self) -> bool:
+        """Generation is over, for whatever reason."""
+        return self._done.is_set()
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds generated so far."""
+        return self._samples / self._session.engine.info.sample_rate
+
+    # For the session
+
+    def heard_by_clock(self) -> float:
+        """Seconds played by the stop, if playing began with the first sound taken and never paused."""
+        if self._first_taken_at is None:
+            return 0.0
+        until = self._stopped_at if self._stopped_at is not None else self._session.clock()
+        taken = self._taken_samples / self._session.engine.info.sample_rate
+        return min(max(until - self._first_taken_at, 0.0), taken)
+
+    def played_out(self) -> bool:
+        """Whether its playing time has passed by the clock."""
+        if self._first_taken_at is None:
+            return not self._samples
+        return self._session.clock() - self._first_taken_at >= self.audio_s
+
+    def mark_settled(self) -> None:
+        self.settled = True
+        self._settled_event.set()
+
+    async def wait_settled(self, timeout_s: float) -> None:
+        """Until `settle`, for `timeout_s` from the stop at most."""
+        passed = self._session.clock() - (self._stopped_at or 0.0)
+        try:
+            await asyncio.wait_for(self._settled_event.wait(), max(0.0, timeout_s - passed))
+        except TimeoutError:
+            return
+
+    async def aclose(self) -> None:
+        """End its tasks; they have been told to stop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Inside
+
+    async def _feed_from(self, source: AsyncIterable[str]) -> None:
+        try:
+            async for text in source:
+                if self.stopped:
+                    return
+                self.feed(text)
+        except Exception as error:
+            self._error = error  # raised to the consumer when what was fed has been spoken
+        finally:
+            self.end()
+
+    def _take_chunks(self, chunks: list[TextChunk]) -> None:
+        self._chunks.extend(chunks)
+        self._text_changed.set()
+
+    async def _next_chunk(self) -> TextChunk | None:
+        """The next chunk, or None at the end. A clause that an LLM's stall holds back is released by the chunker."""
+        while not self.stopped:
+            if self._chunks:
+                return self._chunks.popleft()
+            if self._text_ended:
+                return None
+            self._text_changed.clear()
+            deadline = self._chunker.deadline()
+            try:
+                wait = None if deadline is None else max(0.0, deadline - self._session.clock())
+                await asyncio.wait_for(self._text_changed.wait(), wait)
+            except TimeoutError:
+                self._take_chunks(self._chunker.poll())
+        return None
+
+    async def _run(self) -> None:
+        try:
+            if self._previous is not None:
+                await self._previous._done.wait()
+                self._previous = None
+            await self._session.before_speech(self)
+            number = 0
+            while (chunk := await self._next_chunk()) is not None:
+                await self._speak(number, chunk)
+                number += 1
+            if self._no_audio is not None and self._error is None:
+                self._error = self._no_audio
+        except asyncio.CancelledError:
+            self._error = EngineError("the session was closed while it spoke")
+            raise
+        except Exception as error:
+            # Whatever it is, the consumer must hear of it instead of waiting for ever.
+            self._error = error
+            self._stopped_at = self._session.clock()
+        finally:
+            self._done.set()
+            self._out_changed.set()
+            for task in self._tasks:
+                if task is not asyncio.current_task():
+                    task.cancel()
+            self._session.speech_ended(self)
+
+    async def _speak(self, number: int, chunk: TextChunk) -> None:
+        session = self._session
+        info = session.engine.info
+        spoken = _spoken(chunk, session)
+        timer = WordTimer(number, chunk.text, chunk.start, spoken, self.audio_s, session.rate, info.sample_rate)
+        if not is_speakable(chunk.text) or not spoken.text:
+            self._give_words(timer.finish(learn=False), None)
+            return
+        entry = Entry(self.id, None)
+        state = session.begin_chunk(entry)
+        record = ChunkRecord(entry, spoken.text, self.audio_s, info.num_codebooks, sample_rate=info.sample_rate)
+        record.first_word = self._words
+        self.records.append(record)
+        self._current = f"{self.id}/{number}"
+        request = session.request(self._current, state, spoken.text)
+        began = session.clock()
+        first: float | None = None
+        try:
+            async with aclosing(session.engine.speak(request)) as events:
+                async for event in events:
+                    if self.stopped:
+                        break
+                    if isinstance(event, AudioEvent):
+                        if event.codes.shape[1]:
+                            record.codes.append(event.codes)
+                        if event.pcm:
+                            first = session.clock() if first is None else first
+                            self._give_words(timer.audio(np.frombuffer(event.pcm, dtype="<i2")), record)
+                            self._give_audio(number, event.pcm, record)
+                            await self._wait_for_room()
+                        continue
+                    record.finished = event.reason in (FinishReason.EOS, FinishReason.LENGTH) or event.reason.guarded
+                    record.guarded = event.reason.guarded
+                    if isinstance(event.error, NoAudioError):
+                        self._no_audio = event.error
+                    entry.exchange = record.exchange() if not record.settled else entry.exchange
+                    self._give_words(timer.finish(learn=not record.guarded), record)
+                    now = session.clock()
+                    self._give(
+                        ChunkReport(
+                            chunk=number,
+                            written=chunk.text,
+                            spoken=spoken.text,
+                            reason=event.reason,
+                            error=event.error,
+                            audio_s=record.samples / info.sample_rate,
+                            ttfa_s=(first if first is not None else now) - began,
+                            total_s=now - began,
+                            exchanges=len(request.context.exchanges),
+                            timings=event.timings,
+                        )
+                    )
+        finally:
+            self._current = None
+
+    def _give(self, item: SpeechOut) -> None:
+        if not self.stopped:
+            self._out.append(item)
+            self._out_changed.set()
+
+    def _give_audio(self, number: int, pcm: bytes, record: ChunkRecord) -> None:
+        piece = PcmChunk(pcm, self._samples, number, self._session.engine.info.sample_rate)
+        self._samples += piece.samples
+        self._waiting_samples += piece.samples
+        record.samples += piece.samples
+        self._give(piece)
+
+    def _give_words(self, words: list[Word], record: ChunkRecord | None) -> None:
+        for word in words:
+            self._words += 1
+            if record is not None:
+                record.words.append(word)
+            self._give(word)
+
+    async def _wait_for_room(self) -> None:
+        limit = self._session.settings.run_ahead_s * self._session.engine.info.sample_rate
+        while self._waiting_samples > limit and not self.stopped:
+            self._room.clear()
+            await self._room.wait()
+
+
+def _spoken(chunk: TextChunk, session: VoiceSession) -> SpokenText:
+    """What the model is given for a chunk: speakable, and with the tag of the speaker whose words these are."""
+    text = chunk.text
+    if session.settings.normalize:
+        spoken = normalize(text, lexicon=session.lexicon, language=session.settings.language)
+    else:
+        spoken = SpokenText(text, tuple(range(len(text))), tuple(range(1, len(text) + 1)), len(text))
+    if chunk.speaker is None or not spoken.text or spoken.text.startswith("["):
+        return spoken
+    tag = f"[{chunk.speaker}] "
+    nothing = (0,) * len(tag)
+    return SpokenText(tag + spoken.text, nothing + spoken.starts, nothing + spoken.ends, spoken.written_length)

@@ -1,0 +1,518 @@
+"""The thread that steps all streams of an engine together.
+
+Commands come in from any thread and never wait; what a stream produces goes out through its `Listener`, on the worker's
+thread. A tick drains the commands, asks the scheduler, takes one step with everybody who is due, then gives one piece of
+prefill to who waits for it, or to the background. A stop is seen at the next tick: within one step, or one piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..audio import FRAME_RATE
+from ..config import Sampling
+from ..errors import EngineBusyError, EngineDiedError, HiggsVoiceError, NoAudioError, RunawayError
+from .kv import KvSlot
+from .prompt import Rows
+from .runner import PIECE, Generation, Runner
+from .scheduler import JobView, Scheduler
+
+log = logging.getLogger("higgs_voice.worker")
+
+MAX_PREFIXES = 8
+"""Voice prefixes whose state is kept for sessions to come."""
+MAX_CRASHES = 3
+"""Crashes without a finished stream between them after which the worker gives up."""
+
+
+class Listener(Protocol):
+    """Where a stream's frames go. Called on the worker's thread."""
+
+    def view(self) -> tuple[float, float]:
+        """Seconds buffered and seconds waiting, as `JobView` has them."""
+        ...
+
+    def ended(self, reason: str, error: Exception | None) -> None:
+        """The stream is over: ``eos``, ``length``, ``stopped``, ``runaway``, ``collapse``, ``silence`` or ``error``."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One chunk to speak."""
+
+    key: str
+    session: str
+    rows: Rows
+    """The whole prompt: context and opening."""
+    prefix: int
+    """How many of `rows` are the voice's own prefix."""
+    sampling: Sampling
+    seed: int
+    max_frames: int
+    """More audio than this the text cannot need: the runaway guard."""
+    min_frames: int
+    """An end before this many frames is a collapse, tried again with another seed."""
+    listener: Listener
+    next_rows: Rows | None = None
+    """The window after this chunk, less its own exchange; prefilled in the background."""
+    retries: int = 2
+    stopped: bool = False
+    end_with: tuple[str, Exception | None] | None = None
+    """Set by a listener that wants the stream ended (silence)."""
+    frames: int = 0
+    timings: dict[str, float] = field(default_factory=dict[str, float])
+    submitted: float = 0.0
+    begun: float = 0.0
+    order: int = 0
+    slot: KvSlot | None = None
+    generation: Generation | None = None
+    held: list[NDArray[np.int16]] = field(default_factory=list[NDArray[np.int16]])
+    """Frames held back until it is clear that the stream did not collapse."""
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    slots: list[KvSlot] = field(default_factory=list[KvSlot])
+    active: Job | None = None
+    waiting: deque[Job] = field(default_factory=deque[Job])
+    target: Rows | None = None
+    """What the background is to have ready."""
+    target_prefix: int = 0
+    target_slot: KvSlot | None = None
+
+
+Deliver = Callable[[Sequence[tuple[Job, NDArray[np.int16]]]], None]
+"""Frames [K, n] of the streams that moved in this step, together, so that they can be decoded together."""
+
+
+class Worker:
+    """See the module. `submit`, `stop`, `prepare`, `close_session` and `shutdown` may be called from any thread."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        deliver: Deliver,
+        *,
+        threads: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.steps = 0
+        """Steps taken, for tests and metrics."""
+        self.dead: EngineDiedError | None = None
+        self._runner = runner
+        self._pool = runner.pool
+        self._scheduler = scheduler
+        self._deliver = deliver
+        self._threads = threads
+        self._clock = clock
+        self._wake = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._jobs: dict[str, Job] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._prefixes: OrderedDict[bytes, KvSlot] = OrderedDict()
+        self._closing = False
+        self._crashes = 0
+        self._orders = 0
+        self._thread = threading.Thread(target=self._run, name="higgs-voice worker", daemon=True)
+
+    # Any thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a stream. Errors: `EngineDiedError` when the worker is gone for good."""
+        job.submitted = self._clock()
+        with self._wake:
+            if self.dead is not None:
+                raise EngineDiedError(str(self.dead)) from self.dead.__cause__
+            self._orders += 1
+            job.order = self._orders
+            self._jobs[job.key] = job
+            self._commands.append(lambda: self._enter(job))
+            self._wake.notify()
+
+    def stop(self, key: str) -> None:
+        with self._wake:
+            job = self._jobs.get(key)
+            if job is not None:
+                job.stopped = True
+                self._wake.notify()
+
+    def prepare(self, session: str, rows: Rows, prefix: int) -> None:
+        """Have this context ready, when there is time."""
+        self._command(lambda: self._set_target(session, rows, prefix))
+
+    def close_session(self, session: str) -> None:
+        with self._wake:
+            for job in self._jobs.values():
+                if job.session == session:
+                    job.stopped = True
+        self._command(lambda: self._close(session))
+
+    def shutdown(self, timeout_s: float = 5.0) -> None:
+        """End every stream and the thread; waits for it."""
+        with self._wake:
+            self._closing = True
+            for job in self._jobs.values():
+                job.stopped = True
+            self._wake.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that hold state."""
+        return len(self._sessions)
+
+    @property
+    def active(self) -> int:
+        """Streams that have not ended."""
+        return len(self._jobs)
+
+    def wake(self) -> None:
+        """A consumer took audio: a paused stream may go on."""
+        with self._wake:
+            self._wake.notify()
+
+    def _command(self, call: Callable[[], None]) -> None:
+        with self._wake:
+            self._commands.append(call)
+            self._wake.notify()
+
+    # The worker's thread
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        while not self._closing:
+            try:
+                with torch.inference_mode():
+                    self._loop()
+            except Exception as error:
+                log.exception("the engine's worker failed; its streams end, its state is rebuilt")
+                self._crashed(error)
+        self._end_all("stopped", None)
+        self._free_all()
+
+    def _loop(self) -> None:
+        while not self._closing:
+            if not self._tick():
+                with self._wake:
+                    if not self._commands and not self._closing and not self._any_stopped():
+                        self._wake.wait(0.05 if self._jobs else None)
+
+    def _tick(self) -> bool:
+        """One round; False when there was nothing to do."""
+        while True:
+            with self._wake:
+                if not self._commands:
+                    break
+                command = self._commands.popleft()
+            command()
+        self._end_stopped()
+        running = {job.key: job for session in self._sessions.values() if (job := session.active) is not None}
+        views: list[JobView] = []
+        for job in running.values():
+            buffered, waiting = job.listener.view()
+            views.append(JobView(job.key, job.order, job.generation is None, buffered, waiting))
+        background = next((name for name, item in self._sessions.items() if item.target is not None), None)
+        plan = self._scheduler.plan(views, background=background is not None)
+        if plan.idle:
+            return False
+        if plan.step:
+            self._step([running[key] for key in plan.step])
+        if plan.prefill is not None and not running[plan.prefill].stopped:
+            self._prefill(running[plan.prefill])
+        if plan.background and background is not None:
+            self._background(self._sessions[background])
+        return True
+
+    def _enter(self, job: Job) -> None:
+        session = self._sessions.setdefault(job.session, _Session())
+        if session.active is None:
+            self._begin(session, job)
+        else:
+            session.waiting.append(job)
+
+    def _begin(self, session: _Session, job: Job) -> None:
+        session.active = job
+        session.target = None
+        job.begun = self._clock()
+        job.timings["queue"] = job.begun - job.submitted
+        try:
+            slot, held = self._slot_for(session, job.rows, job.prefix, busy=None)
+        except (HiggsVoiceError, torch.OutOfMemoryError) as error:
+            self._end(job, "error", error)
+            return
+        slot.crop(held)
+        job.slot = slot
+        job.timings["prefilled"] = float(len(job.rows) - held)
+
+    def _prefill(self, job: Job) -> None:
+        slot = job.slot
+        assert slot is not None
+        done = slot.length
+        try:
+            if done < len(job.rows):
+                self._runner.prefill(slot, job.rows[done : done + PIECE])
+                self._keep_prefix(slot, job.prefix)
+            if slot.length == len(job.rows):
+                job.generation = self._runner.start(slot, job.sampling, job.seed)
+        except (EngineBusyError, torch.OutOfMemoryError) as error:
+            self._end(job, "error", error)
+            return
+        if job.generation is not None:
+            job.timings["prefill"] = self._clock() - job.begun
+            session = self._sessions[job.session]
+            if job.next_rows is not None:
+                session.target, session.target_prefix, session.target_slot = job.next_rows, job.prefix, None
+
+    def _step(self, jobs: list[Job]) -> None:
+        live = [job for job in jobs if not job.stopped]
+        if not live:
+            return
+        results = {
+            id(result.generation): result
+            for result in self._runner.step([job.generation for job in live if job.generation is not None])
+        }
+        self.steps += 1
+        moved: list[tuple[Job, NDArray[np.int16]]] = []
+        ended: list[tuple[Job, str, Exception | None]] = []
+        for job in live:
+            generation = job.generation
+            assert generation is not None
+            result = results[id(generation)]
+            if result.error is not None:
+                ended.append((job, "error", result.error))
+                continue
+            if result.frame is not None:
+                job.frames += 1
+                job.held.append(result.frame)
+            if job.frames >= job.min_frames and job.held:
+                moved.append((job, np.stack(job.held, axis=1)))
+                job.held.clear()
+            ending = self._ending(job, generation)
+            if ending is not None:
+                ended.append(ending)
+        if moved:
+            self._deliver(moved)
+        for job, reason, error in ended:
+            self._end(job, reason, error)
+        for job, _ in moved:
+            if job.end_with is not None and job.key in self._jobs:
+                self._end(job, *job.end_with)
+
+    def _ending(self, job: Job, generation: Generation) -> tuple[Job, str, Exception | None] | None:
+        """How this stream is over, if it is."""
+        if generation.finished:
+            if job.frames >= job.min_frames:
+                return job, "eos", None
+            if self._retry(job):
+                return None
+            return job, "collapse", NoAudioError(f"the model gave no sound for this text with {job.retries + 1} seeds")
+        if job.frames >= job.max_frames:
+            seconds = job.max_frames / FRAME_RATE
+            return job, "runaway", RunawayError(f"stopped after {seconds:.1f} s of audio: the text cannot need more")
+        if generation.exhausted:
+            return job, "length", None
+        return None
+
+    def _retry(self, job: Job) -> bool:
+        """A stream ended before its first byte: the same prompt again with another seed."""
+        tried = int(job.timings.get("retries", 0))
+        if tried >= job.retries:
+            return False
+        assert job.slot is not None
+        job.timings["retries"] = tried + 1
+        job.seed = (job.seed * 1103515245 + 12345) % 2**31
+        if job.sampling.temperature == 0:
+            job.sampling = job.sampling.replace(temperature=0.7)  # greedy would do the same again
+        job.generation = None
+        job.frames = 0
+        job.held.clear()
+        job.slot.crop(len(job.rows))
+        return True
+
+    def _end(self, job: Job, reason: str, error: Exception | None) -> None:
+        with self._wake:
+            self._jobs.pop(job.key, None)
+        job.generation = None
+        session = self._sessions.get(job.session)
+        if session is not None:
+            if session.active is job:
+                session.active = None
+            elif job in session.waiting:
+                session.waiting.remove(job)
+        if isinstance(error, torch.OutOfMemoryError):
+            busy = EngineBusyError("the device's memory is full; close a session or make the context smaller")
+            busy.__cause__ = error
+            error = busy
+        job.timings["total"] = self._clock() - job.submitted
+        if reason == "eos":
+            self._crashes = 0
+        job.listener.ended(reason, error)
+        if session is not None and session.active is None and session.waiting:
+            self._begin(session, session.waiting.popleft())
+
+    def _any_stopped(self) -> bool:
+        return any(job.stopped for job in self._jobs.values())
+
+    def _end_stopped(self) -> None:
+        with self._wake:
+            stopped = [job for job in self._jobs.values() if job.stopped]
+        for job in stopped:
+            self._end(job, "stopped", None)
+
+    # State
+
+    def _slot_for(self, session: _Session, rows: Rows, prefix: int, *, busy: KvSlot | None) -> tuple[KvSlot, int]:
+        """A slot of the session that holds as much of `rows` as any, and how much it holds. `busy` is not touched, but
+        may be copied from."""
+        free = [slot for slot in session.slots if slot is not busy]
+        best, held = None, -1
+        for slot in free:
+            common = slot.rows.common_prefix(rows)
+            if common > held:
+                best, held = slot, common
+        source, shared = None, held
+        if busy is not None and (common := busy.rows.common_prefix(rows)) > shared:
+            source, shared = busy, common
+        known = self._prefixes.get(_digest(rows[:prefix])) if prefix else None
+        if known is not None and prefix > shared:
+            source, shared = known, prefix
+        if best is None:
+            best = self._acquire()
+            session.slots.append(best)
+        if source is not None:
+            best.crop(0)
+            best.copy_from(source, shared)
+        return best, max(shared, 0)
+
+    def _acquire(self) -> KvSlot:
+        while True:
+            try:
+                return self._pool.acquire()
+            except EngineBusyError:
+                if not self._prefixes:
+                    raise
+                _, slot = self._prefixes.popitem(last=False)
+                self._pool.release(slot)
+
+    def _keep_prefix(self, slot: KvSlot, prefix: int) -> None:
+        """The first to compute a voice's prefix leaves a copy for the others."""
+        if not prefix or slot.length < prefix:
+            return
+        key = _digest(slot.rows[:prefix])
+        if key in self._prefixes:
+            self._prefixes.move_to_end(key)
+            return
+        try:
+            kept = self._pool.acquire()
+        except EngineBusyError:
+            return
+        kept.copy_from(slot, prefix)
+        self._prefixes[key] = kept
+        while len(self._prefixes) > MAX_PREFIXES:
+            _, old = self._prefixes.popitem(last=False)
+            self._pool.release(old)
+
+    def _set_target(self, name: str, rows: Rows, prefix: int) -> None:
+        session = self._sessions.setdefault(name, _Session())
+        if session.active is None and not session.waiting:
+            session.target, session.target_prefix, session.target_slot = rows, prefix, None
+
+    def _background(self, session: _Session) -> None:
+        target = session.target
+        assert target is not None
+        busy = session.active.slot if session.active is not None else None
+        try:
+            if session.target_slot is None:
+                if busy is None and session.slots:
+                    # What only grows, grows in place; what was cut or slid is made beside the present state, which a
+                    # rollback may still want.
+                    last = max(session.slots, key=lambda slot: slot.rows.common_prefix(target))
+                    if last.rows.common_prefix(target) < last.length:
+                        busy = last
+                if busy is not None and busy.rows.common_prefix(target) >= len(target):
+                    session.target = None
+                    return
+                slot, held = self._slot_for(session, target, session.target_prefix, busy=busy)
+                slot.crop(held)
+                session.target_slot = slot
+            slot = session.target_slot
+            done = slot.length
+            if done < len(target):
+                self._runner.prefill(slot, target[done : done + PIECE])
+            self._keep_prefix(slot, session.target_prefix)
+        except (EngineBusyError, torch.OutOfMemoryError):
+            session.target = None  # no room for work that nobody waits for
+            return
+        if slot.length >= len(target):
+            session.target = None
+            session.target_slot = None
+
+    def _close(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        if session is None:
+            return
+        for job in (session.active, *session.waiting):
+            if job is not None and job.key in self._jobs:
+                self._end(job, "stopped", None)
+        for slot in session.slots:
+            self._pool.release(slot)
+
+    # The end
+
+    def _crashed(self, error: Exception) -> None:
+        self._crashes += 1
+        died = EngineDiedError(f"the engine's worker failed: {type(error).__name__}: {error}")
+        died.__cause__ = error
+        self._end_all("error", died)
+        self._free_all()
+        if self._crashes >= MAX_CRASHES:
+            with self._wake:
+                self.dead = died
+                self._closing = True
+
+    def _end_all(self, reason: str, error: Exception | None) -> None:
+        with self._wake:
+            jobs = list(self._jobs.values())
+            self._jobs.clear()
+            for session in self._sessions.values():
+                session.active = None
+                session.waiting.clear()
+                session.target = None
+            self._commands.clear()
+        for job in jobs:
+            job.generation = None
+            job.listener.ended(reason, error)
+
+    def _free_all(self) -> None:
+        for session in self._sessions.values():
+            for slot in session.slots:
+                self._pool.release(slot)
+        self._sessions.clear()
+        for slot in self._prefixes.values():
+            self._pool.release(slot)
+        self._prefixes.clear()
+
+
+def _digest(rows: Rows) -> bytes:
+    sha = hashlib.sha256()
+    for array in (rows.tokens, rows.codes, rows.audio):
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.digest()

@@ -1,0 +1,417 @@
+"""A session on the fake engine: order, barge-in, what was heard, words, errors, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from higgs_voice import PcmChunk, Reference, Sampling, SessionSettings, Voice, VoiceSession, Window, Word
+from higgs_voice.backends.fake import FakeSynthesizer
+from higgs_voice.conversation.speech import ChunkReport, Speech, SpeechOut
+from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
+from higgs_voice.errors import EngineClosedError, EngineDiedError, NoAudioError, SettingsError
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def session_of(engine: FakeSynthesizer, *, clock: Clock | None = None, **settings: object) -> VoiceSession:
+    return VoiceSession(engine, settings=SessionSettings(**settings), clock=clock or Clock())
+
+
+async def take(speech: Speech) -> list[SpeechOut]:
+    return [item async for item in speech]
+
+
+def sound(items: list[SpeechOut]) -> bytes:
+    return b"".join(item.pcm for item in items if isinstance(item, PcmChunk))
+
+
+def words(items: list[SpeechOut]) -> list[Word]:
+    return [item for item in items if isinstance(item, Word)]
+
+
+def reports(items: list[SpeechOut]) -> list[ChunkReport]:
+    return [item for item in items if isinstance(item, ChunkReport)]
+
+
+TURN = "Hello there, my friend. This is the second sentence of mine. And here comes a third one."
+
+
+async def test_text_in_any_split_gives_the_same_speech() -> None:
+    heard: list[bytes] = []
+    for size in (1, 3, 1000):
+        engine = FakeSynthesizer()
+        async with session_of(engine) as session:
+            speech = session.speak()
+            for start in range(0, len(TURN), size):
+                speech.feed(TURN[start : start + size])
+            speech.end()
+            heard.append(sound(await take(speech)))
+    assert heard[0] == heard[1] == heard[2]
+    assert len(heard[0]) > 24000
+
+
+async def test_every_chunk_is_spoken_in_the_context_of_those_before_it() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        await take(session.speak(TURN))
+        contexts = [[item.text for item in request.context.exchanges] for request in engine.requests]
+        texts = [request.text for request in engine.requests]
+        assert len(texts) >= 3
+        assert contexts == [texts[:count] for count in range(len(texts))]
+        assert session.context_text.splitlines() == texts
+
+
+async def test_a_sliding_window_is_announced_before_it_slides() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine, window=Window.last_n(2)) as session:
+        for text in ("First thing to say.", "Second thing to say.", "Third thing to say.", "Fourth thing to say."):
+            await take(session.speak(text))
+        assert [request.next_context is not None for request in engine.requests] == [False, False, True, True]
+        announced = engine.requests[2].next_context
+        assert announced is not None
+        following = engine.requests[3].context.exchanges
+        assert [item.text for item in announced.exchanges] == [item.text for item in following[:-1]]
+
+
+async def test_stop_ends_the_iteration_at_once_and_the_engine_within_one_step() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        speech = session.speak(TURN)
+        got = 0
+        async for item in speech:
+            if isinstance(item, PcmChunk):
+                got += 1
+                if got == 3:
+                    speech.stop()
+                    break
+        steps = engine.steps
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not engine.active
+        assert engine.steps <= steps + 5
+
+
+async def test_what_was_not_heard_leaves_no_trace() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        first = session.speak("Good morning to you.")
+        length = sum(item.duration_s for item in await take(first) if isinstance(item, PcmChunk))
+        session.settle(first.id, length)
+        before = session.context_text
+        unheard = session.speak(TURN)
+        await take(unheard)
+        assert session.context_text != before
+        unheard.stop()
+        session.settle(unheard.id, 0.0)
+        assert session.context_text == before
+
+
+async def test_a_speech_cut_in_mid_word_keeps_the_words_and_codes_that_were_heard() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        speech = session.speak("one two three four five six seven eight nine ten.")
+        items = await take(speech)
+        heard_s = 1.234
+        speech.stop()
+        session.settle(speech.id, heard_s)
+        (kept,) = session.exchanges
+        said = [word.text for word in words(items) if word.start_s < heard_s]
+        assert 2 <= len(said) < 10
+        assert kept.text.rstrip(".") == " ".join(said)
+        assert kept.frames == int(heard_s * 25)
+        assert np.array_equal(kept.codes, engine.codes_for("one two three four five six seven eight nine ten.", 200)[:, : kept.frames]) or (
+            kept.codes.shape == (8, kept.frames)
+        )
+
+
+async def test_the_framework_may_say_which_words_it_holds_for_spoken() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        speech = session.speak("one two three four five six seven eight nine ten.")
+        await take(speech)
+        session.settle(speech.id, 1.0, words=3)
+        assert session.context_text == "one two three"
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.01, 0.5, 1.9, 2.5, 4.0, 5.5, 100.0])
+async def test_the_next_request_is_that_of_a_session_that_never_spoke_the_rest(cut: float) -> None:
+    """Rule 3, at the level of requests: contexts compare equal, text by text and code by code."""
+
+    async def next_request(*, run_ahead: bool) -> SpeakRequest:
+        engine = FakeSynthesizer()
+        async with session_of(engine, window=Window.last_n(2)) as session:
+            first = session.speak("It is a fine day.")
+            await take(first)
+            session.settle(first.id, 1e9)
+            second = session.speak(TURN)
+            if run_ahead:
+                await take(second)
+                session.settle(second.id, cut)
+            else:
+                async for item in second:
+                    if isinstance(item, PcmChunk) and item.start_s + item.duration_s >= min(cut, second_length - 0.01):
+                        break
+                session.settle(second.id, cut)
+            await take(session.speak("And now?"))
+            return engine.requests[-1]
+
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        second_length = sum(item.duration_s for item in await take(session.speak(TURN)) if isinstance(item, PcmChunk))
+    ahead, stopped = await next_request(run_ahead=True), await next_request(run_ahead=False)
+    ours, theirs = ahead.context.exchanges, stopped.context.exchanges
+    if cut < second_length:
+        assert [item.frames for item in ours] == [item.frames for item in theirs]
+        assert all(np.array_equal(a.codes, b.codes) for a, b in zip(ours, theirs, strict=True))
+        assert [item.text.split()[:1] for item in ours] == [item.text.split()[:1] for item in theirs]
+
+
+async def test_the_next_speech_waits_for_the_heard_position_but_never_for_long() -> None:
+    clock = Clock()
+    engine = FakeSynthesizer()
+    async with session_of(engine, clock=clock, settle_timeout_s=0.05) as session:
+        first = session.speak(TURN)
+        async for item in first:
+            if isinstance(item, PcmChunk):
+                clock.now += 0.1
+                if item.start_s > 1.5:
+                    break
+        second = session.speak("Yes?")
+        await take(second)
+        kept = engine.requests[-1].context.exchanges
+        assert len(kept) == 1
+        assert 0 < kept[0].frames <= 25  # by the clock: about ten pieces of 0.1 s
+
+
+async def test_a_late_settle_still_corrects_what_comes_after() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        speech = session.speak(TURN)
+        await take(speech)
+        session.heard(speech.id, 0.5)
+        assert session.stats.provisional == len(engine.requests)
+        session.settle(speech.id, 1e9)
+        assert session.stats.provisional == 0
+
+
+async def test_words_come_in_order_inside_their_chunks_and_lose_nothing() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        items = await take(session.speak(TURN))
+        said = words(items)
+        assert [word.text for word in said] == TURN.split()
+        assert all(a.start_s <= b.start_s for a, b in zip(said, said[1:], strict=False))
+        assert all(TURN[word.char_start : word.char_end] == word.text for word in said)
+        total = len(sound(items)) / 48000
+        assert said[-1].end_s <= total + 1e-6
+        for report in reports(items):
+            mine = [word for word in said if word.chunk == report.chunk]
+            assert mine[-1].end_s - mine[0].start_s > 0.6 * report.audio_s
+
+
+async def test_guards_end_their_chunk_and_never_enter_the_context() -> None:
+    def script(request: SpeakRequest) -> FinishReason | None:
+        return FinishReason.RUNAWAY if "second" in request.text else None
+
+    engine = FakeSynthesizer(script=script)
+    async with session_of(engine) as session:
+        items = await take(session.speak(TURN))
+        assert [report.reason for report in reports(items)].count(FinishReason.RUNAWAY) == 1
+        assert "second" not in session.context_text
+        assert "third" in session.context_text
+
+
+async def test_a_chunk_without_sound_is_an_error_at_the_end_and_the_rest_is_spoken() -> None:
+    def script(request: SpeakRequest) -> FinishReason | None:
+        return FinishReason.COLLAPSE if "second" in request.text else None
+
+    engine = FakeSynthesizer(script=script)
+    async with session_of(engine) as session:
+        speech = session.speak(TURN)
+        items: list[SpeechOut] = []
+        with pytest.raises(NoAudioError):
+            async for item in speech:
+                items.append(item)
+        assert "third" in reports(items)[-1].written
+        assert await session.speak("Next.").collect()
+
+
+async def test_an_engine_that_dies_is_an_error_and_the_session_goes_on() -> None:
+    failures = [EngineDiedError("the worker failed")]
+
+    def script(request: SpeakRequest) -> BaseException | None:
+        return failures.pop() if "third" in request.text and failures else None
+
+    engine = FakeSynthesizer(script=script)
+    async with session_of(engine) as session:
+        with pytest.raises(EngineDiedError):
+            await session.speak(TURN).collect()
+        assert await session.speak("And a third try.").collect()
+
+
+async def test_speeches_are_spoken_in_order_and_interrupt_stops_all() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        one, two = session.speak("This is one."), session.speak("This is two.")
+        await take(two)
+        await take(one)
+        assert [request.text for request in engine.requests] == ["This is one.", "This is two."]
+        stopped = session.interrupt()
+        assert stopped == [one.id, two.id]
+
+
+async def test_a_streamed_source_is_spoken_as_it_comes() -> None:
+    async def source() -> AsyncIterator[str]:
+        for token in TURN.split(" "):
+            await asyncio.sleep(0)
+            yield token + " "
+
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        items = await take(session.speak(source()))
+        assert [word.text for word in words(items)] == TURN.split()
+
+
+async def test_a_source_that_fails_is_heard_of() -> None:
+    async def source() -> AsyncIterator[str]:
+        yield "This much was said. "
+        raise ConnectionError("the LLM went away")
+
+    async with session_of(FakeSynthesizer()) as session:
+        with pytest.raises(ConnectionError, match="went away"):
+            await session.speak(source()).collect()
+        assert await session.speak("Still here.").collect()
+
+
+async def test_a_new_voice_begins_a_new_context_unless_asked_to_keep_it() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        await take(session.speak("One sentence."))
+        await session.update(voice=Voice.create(speakers="feminine"), context="keep")
+        assert len(session.exchanges) == 1
+        await session.update(voice=Voice.create(speakers="masculine"))
+        assert session.exchanges == ()
+        await take(session.speak("Another one."))
+        assert engine.requests[-1].context.voice.speakers == ("SPEAKER0: masculine",)
+
+
+async def test_sampling_changes_from_the_next_chunk_on_and_seeds_are_drawn() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        await session.update(sampling=Sampling(temperature=0.2, seed=7))
+        await take(session.speak("One sentence."))
+        assert engine.requests[-1].sampling.temperature == 0.2
+        assert engine.requests[-1].sampling.seed == 7
+        await session.update(sampling=Sampling())
+        await take(session.speak("Another one."))
+        assert engine.requests[-1].sampling.seed is not None
+
+
+async def test_a_reference_goes_into_the_prefix_and_nothing_is_pinned() -> None:
+    rng = np.random.default_rng(0)
+    clip = Reference.from_array(rng.normal(0, 0.1, 24000), 24000, "What the clip says.")
+    engine = FakeSynthesizer()
+    session = VoiceSession(engine, voice=Voice.create(references=clip), clock=Clock())
+    async with session:
+        await take(session.speak(TURN))
+        (reference,) = engine.requests[0].context.voice.references
+        assert reference.text == "What the clip says."
+        assert reference.frames == 25
+        assert not session.stats.pinned
+
+
+async def test_the_models_limit_trims_the_context_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeSynthesizer(max_positions=900)
+    async with session_of(engine, window=Window.last_n(None), sampling=Sampling(max_new_tokens=200)) as session:
+        for number in range(12):
+            await take(session.speak(f"This is sentence number {number} of a longer talk."))
+            request = engine.requests[-1]
+            assert engine.count_rows(request.context, request.text) <= 900
+    assert [record.levelname for record in caplog.records if "positions" in record.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("text", ["", "   \n\t ", "🙂🎉", "***", "\ud800", "…", "```\n```"])
+async def test_text_that_says_nothing_gives_no_sound_and_no_error(text: str) -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        assert await session.speak(text).collect() == b""
+        assert await session.speak("Then this.").collect()
+        assert len(session.exchanges) == 1
+
+
+async def test_twenty_thousand_characters_without_a_stop_are_spoken_in_chunks() -> None:
+    engine = FakeSynthesizer(frames_per_char=0.05)
+    async with session_of(engine) as session:
+        items = await take(session.speak("word " * 4000))
+        assert len([word for word in words(items) if word.text == "word"]) == 4000
+        assert max(len(request.text) for request in engine.requests) < 400
+
+
+async def test_a_slow_consumer_holds_its_own_generation() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine, run_ahead_s=1.0) as session:
+        speech = session.speak(TURN)
+        for _ in range(300):
+            await asyncio.sleep(0)
+        assert 0 < engine.steps <= 25 + 5 + 5
+        assert len(await speech.collect()) / 48000 > 3
+
+
+async def test_an_abandoned_iteration_stops_the_model() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        async for _ in session.speak(TURN).audio():
+            break
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not engine.active
+
+
+async def test_close_leaves_no_task_and_says_so_afterwards() -> None:
+    engine = FakeSynthesizer()
+    before = asyncio.all_tasks()
+    session = session_of(engine)
+    await session.start()
+    idle, busy = session.speak(), session.speak(TURN)
+    await asyncio.sleep(0)
+    await session.aclose()
+    assert asyncio.all_tasks() == before
+    assert not engine.active
+    assert await idle.collect() == b""
+    assert await busy.collect() == b""
+    with pytest.raises(EngineClosedError, match="closed"):
+        session.speak("Too late.")
+
+
+async def test_two_hundred_interrupted_turns_leave_nothing_behind() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        tasks = len(asyncio.all_tasks())
+        for number in range(200):
+            speech = session.speak(TURN)
+            async for item in speech:
+                if isinstance(item, PcmChunk) and item.start_s >= (number % 40) / 10:
+                    break
+            session.settle(speech.id, (number % 40) / 10)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == tasks
+        assert session.stats.context_s <= 40 + 10
+        assert session.stats.provisional == 0
+        assert len(session._speeches) <= 1
+
+
+def test_an_unknown_setting_names_the_valid_ones() -> None:
+    with pytest.raises(SettingsError, match=r"has no setting 'speed'; it has: sampling, window"):
+        SessionSettings(speed=2)
