@@ -1,0 +1,733 @@
+"""Higgs Audio v2 as a Pipecat TTS service: one voice for the whole conversation.
+
+    tts = HiggsTTSService(voice=Voice.create(speakers="feminine; warm"))
+    Pipeline([transport.input(), user, llm, tts, transport.output(), PlayoutTracker(tts), assistant])
+
+The service is a translator: chunking, the rolling context and generation are `VoiceSession`'s. Tokens go in as the LLM
+streams them; a turn is one speech of the session, ended by ``LLMFullResponseEndFrame``; a ``TTSSpeakFrame`` is one too.
+
+**Word times** are the session's estimates (see `conversation.timing`), given to the framework relative to the opening of
+the audio context as the framework counts it: from the first audio frame it pushes, or from the last word before that if
+it is later. What the output transport still plays of earlier speech, and every pause in which it had nothing to play (a
+stall of the LLM, an engine that fell behind), is added to them.
+
+**What was heard.** `PlayoutTracker`, placed right after ``transport.output()``, counts the audio that the transport has
+written, to the transport's chunk (40 ms; the chunk in flight counts as not heard). It also lets the words through to the
+assistant's aggregator one by one as their sound is played, and tells the session the same position and the same words:
+what the LLM's context says was spoken is what the voice remembers. Without it the words ride on the framework's clock,
+and the session is told, from the clock, what would have been played: early by what the transport holds back (at least
+one of its chunks, plus network), and cut at the words that the aggregator reports to have committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..audio import PcmChunk
+from ..config import Sampling
+from ..conversation.session import SessionSettings, VoiceSession
+from ..conversation.speech import ChunkReport, Speech
+from ..conversation.synthesizer import Synthesizer
+from ..conversation.timing import Word
+from ..conversation.voice import Voice
+from ..errors import DependencyError, EngineClosedError, HiggsVoiceError, SettingsError
+from ..text import Lexicon
+from . import engines
+from .playout import Device, Script, Timeline
+
+try:
+    from loguru import logger
+    from pipecat.audio.utils import create_stream_resampler
+    from pipecat.frames.frames import (
+        AggregatedTextFrame,
+        CancelFrame,
+        EndFrame,
+        ErrorFrame,
+        Frame,
+        InterruptionFrame,
+        LLMAssistantPushAggregationFrame,
+        LLMContextAssistantTurnFrame,
+        LLMFullResponseEndFrame,
+        LLMFullResponseStartFrame,
+        LLMTextFrame,
+        StartFrame,
+        TextFrame,
+        TTSAudioRawFrame,
+        TTSSpeakFrame,
+        TTSStartedFrame,
+        TTSStoppedFrame,
+        TTSTextFrame,
+    )
+    from pipecat.processors.frame_processor import FrameDirection, FrameProcessor, FrameProcessorSetup
+    from pipecat.services.settings import TTSSettings
+    from pipecat.services.tts_service import TextAggregationMode, TTSService
+    from pipecat.transcriptions.language import Language
+    from pipecat.utils.text.base_text_aggregator import TextType
+    from pipecat.utils.tracing.service_decorators import traced_tts
+    from pipecat.utils.types import NOT_GIVEN, NotGiven, is_given
+except ModuleNotFoundError as error:
+    raise DependencyError(
+        f'the Pipecat service needs {error.name}, which is not installed; run: pip install "higgs-voice[pipecat]"'
+    ) from error
+
+__all__ = ["HiggsTTSService", "HiggsTTSSettings", "PlayoutTracker"]
+
+SETUP_PATIENCE_S = 15.0
+"""How long the pipeline's start waits for the engine. A model that takes longer goes on loading behind it."""
+_UTTERANCE = "higgs_voice.utterance"
+"""Key of a frame's metadata: the utterance it belongs to, or follows."""
+_PATH = re.compile(r"\S*/\S*|\S+\.[A-Za-z]\w{0,9}")
+"""What is meant as the path of a saved voice, whether it is there or not."""
+_SAMPLING = tuple(Sampling.model_fields)
+_FORGET_AFTER_S = 30.0
+_SETTLE_AFTER_S = 0.2
+"""How long the tracker's or the aggregator's word is waited for before the clock's estimate is given to the session."""
+
+
+def _not_given() -> Any:
+    return NOT_GIVEN
+
+
+@dataclass
+class HiggsTTSSettings(TTSSettings):
+    """What can be changed while the pipeline runs, by a ``TTSUpdateSettingsFrame``; from the next speech on.
+
+    Parameters:
+        voice: A `Voice`, the path of a saved one, or a description of the speaker such as "feminine; warm".
+        language: For what is said for numbers, dates and units.
+        scene: Where it is recorded; of the voice.
+        speakers: Descriptions of the speakers; of the voice.
+        on_voice_change: Whether a new voice, scene or speaker begins a "new" context (the old one's sound would pull it
+            back to the old voice) or goes on in the old one ("keep").
+        temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens: See `Sampling`.
+    """
+
+    voice: Voice | str | NotGiven | None = field(default_factory=_not_given)  # pyright: ignore[reportIncompatibleVariableOverride]
+    scene: str | NotGiven | None = field(default_factory=_not_given)
+    speakers: tuple[str, ...] | list[str] | str | NotGiven | None = field(default_factory=_not_given)
+    on_voice_change: Literal["new", "keep"] | NotGiven = field(default_factory=_not_given)
+    temperature: float | NotGiven = field(default_factory=_not_given)
+    top_k: int | NotGiven | None = field(default_factory=_not_given)
+    top_p: float | NotGiven = field(default_factory=_not_given)
+    ras_win_len: int | NotGiven | None = field(default_factory=_not_given)
+    ras_win_max_num_repeat: int | NotGiven = field(default_factory=_not_given)
+    seed: int | NotGiven | None = field(default_factory=_not_given)
+    max_new_tokens: int | NotGiven = field(default_factory=_not_given)
+
+
+@dataclass(slots=True, eq=False)
+class _Utterance:
+    """One audio context of the framework and the speech that fills it."""
+
+    context_id: str
+    speech: Speech
+    timeline: Timeline
+    interruptible: bool
+    in_transcript: bool
+    """Whether its text enters the LLM's context."""
+    script: Script = field(default_factory=Script)
+    opening: float | None = None
+    """Where the framework counts the context's word times from, on its clock; None until the first audio."""
+    spoke: bool = False
+    """Whether there was any sound."""
+    done: bool = False
+    """Everything was handed to the framework."""
+    failed: bool = False
+    """The rest of its text will not be spoken."""
+    dead: bool = False
+    """Interrupted."""
+    dead_at: float = 0.0
+    cut: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with `dead`."""
+    played_s: float = 0.0
+    """By the tracker: seconds that the transport has written."""
+    said: int = 0
+    """By the tracker: words that have been let through."""
+    shown: int = 0
+    """By the tracker: characters of the written text that have been let through."""
+    over: bool = False
+    """By the tracker: nothing of it is still to be played."""
+
+
+class HiggsTTSService(TTSService):
+    """Speaks with Higgs Audio v2, in the voice of what was heard so far.
+
+    Args:
+        model: What `create_backend` takes: "nano", a hub id, a folder, "ws://host:port". Services of one process and
+            model share one engine, which goes when the last of them does.
+        engine: An engine of your own instead, which the service uses and never closes.
+        voice: See `HiggsTTSSettings`.
+        settings: Runtime settings; what they give goes before the other arguments.
+        session_settings: Sampling, window, chunker: how the session speaks and what it remembers.
+        lexicon: What is said for words of your own.
+        lead_s: How much audio is handed to the transport before it is played. The rest waits in the session, where an
+            interruption costs nothing.
+        **kwargs: For `TTSService`; `sample_rate` among them.
+
+    Event handlers: `TTSService`'s, and ``on_chunk(service, report)`` with a `ChunkReport` when a chunk is generated.
+    """
+
+    Settings = HiggsTTSSettings
+    _settings: HiggsTTSSettings  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        *,
+        model: str = "nano",
+        engine: Synthesizer | None = None,
+        voice: Voice | str | None = None,
+        settings: HiggsTTSSettings | None = None,
+        session_settings: SessionSettings | None = None,
+        lexicon: Lexicon | None = None,
+        lead_s: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("text_aggregation_mode", TextAggregationMode.TOKEN) != TextAggregationMode.TOKEN:
+            raise SettingsError(
+                "HiggsTTSService takes the LLM's tokens and cuts them itself: text_aggregation_mode can only be TOKEN; "
+                "how it cuts is set by session_settings=SessionSettings(chunker=...)"
+            )
+        wanted = session_settings or SessionSettings()
+        store = self.Settings(
+            model=model if engine is None else None,
+            language=wanted.language,
+            voice=voice,
+            scene=None,
+            speakers=None,
+            on_voice_change="new",
+            **{name: getattr(wanted.sampling, name) for name in _SAMPLING},
+        )
+        if settings is not None:
+            store.apply_update(settings)
+        sampling = _sampling_of(store)
+        voice_given = store.voice
+        if isinstance(voice_given, Voice):
+            store.voice = voice_given.name
+        kwargs.setdefault("stop_frame_timeout_s", 30.0)  # contexts are closed by the service; a slow LLM must not
+        super().__init__(
+            text_aggregation_mode=TextAggregationMode.TOKEN,
+            push_text_frames=False,
+            push_start_frame=True,
+            push_stop_frames=True,
+            settings=store,
+            **kwargs,
+        )
+        self._session_settings = wanted.replace(sampling=sampling, language=str(store.language or wanted.language))
+        self._lexicon = lexicon
+        self._lead_s = lead_s
+        self._given_engine = engine
+        self._borrowed: str | None = None
+        self._voice_given = voice_given if is_given(voice_given) else None
+        self._session: VoiceSession | None = None
+        self._opening_task: asyncio.Task[None] | None = None
+        self._opening_error: Exception | None = None
+        self._started = False
+        self._device = Device()
+        self._utterances: dict[str, _Utterance] = {}
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._last_pump: asyncio.Task[None] | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._failing: dict[int, _Utterance] = {}
+        self._pushing: _Utterance | None = None
+        self._cutting = False
+        self._stale_llm = False
+        self._written: tuple[str, bool] = ("", True)
+        self._last_word_at = 0.0
+        self._tracker: PlayoutTracker | None = None
+        self._out_resampler = create_stream_resampler(clear_after_secs=None)
+        self._register_event_handler("on_chunk")
+
+    # What is known
+
+    @property
+    def session(self) -> VoiceSession:
+        """The conversation's voice; from `setup` on. Errors: `HiggsVoiceError` if its engine could not be had."""
+        if self._session is not None:
+            return self._session
+        if self._opening_error is not None:
+            raise EngineClosedError(f"HiggsTTSService has no engine: {self._opening_error}") from self._opening_error
+        raise EngineClosedError("HiggsTTSService has a session only while its pipeline is set up")
+
+    @property
+    def supports_processing_metrics(self) -> bool:
+        return False  # run_tts only hands the text over
+
+    def can_generate_metrics(self) -> bool:
+        return True
+
+    def language_to_service_language(self, language: Language) -> str | None:
+        """The two letters that normalising knows: ``Language.EN_US`` is "en"."""
+        return str(language.value).split("-")[0].lower()
+
+    # Life
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:
+        """Load and warm up the engine, and prefill the voice, while the pipeline is being set up."""
+        await super().setup(setup)
+        if self._opening_task is None:
+            self._opening_task = self.create_task(self._open())
+        await asyncio.wait({self._opening_task}, timeout=SETUP_PATIENCE_S)
+
+    async def _open(self) -> None:
+        try:
+            engine = self._given_engine
+            if engine is None:
+                name = str(self._settings.model)
+                engine = engines.borrow(name)
+                self._borrowed = name
+            voice = await self._voice_of(self._voice_given or Voice(), self._settings.scene, self._settings.speakers)
+            self._session = VoiceSession(
+                engine, voice=voice, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
+            )
+            await self._session.start()
+            if self._settings.model is None:
+                self._settings.model = engine.info.model
+                self._sync_model_name_to_metrics()
+        except Exception as error:  # noqa: BLE001 - a service that cannot speak says why, whatever the reason
+            self._opening_error = error
+            if self._started:
+                await self._report_opening_error(error)
+
+    async def start(self, frame: StartFrame) -> None:
+        await super().start(frame)
+        self._started = True
+        if self._opening_error is not None:  # before the start nothing carries it upstream
+            await self._report_opening_error(self._opening_error)
+
+    async def _report_opening_error(self, error: Exception) -> None:
+        await self.push_error(f"Higgs cannot speak: {error}", exception=error, force_treat_as_permanent=True)
+
+    async def stop(self, frame: EndFrame) -> None:
+        for utterance in self._utterances.values():
+            utterance.speech.end()  # or the wait for what is left to play would have no end
+        await super().stop(frame)
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        self.interrupt(everything=True)
+        await super().cancel(frame)
+
+    async def cleanup(self) -> None:
+        """Free everything: the session and its state in the engine, tasks, and the engine if nobody else uses it."""
+        self.interrupt(everything=True)
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        await super().cleanup()
+        for task in (self._opening_task, *self._pumps):
+            if task is not None and not task.done():
+                await self.cancel_task(task)
+        self._pumps.clear()
+        self._utterances.clear()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.aclose()
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            await engines.give_back(borrowed)
+
+    # Text in
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        if isinstance(frame, InterruptionFrame):
+            # Before anything is awaited: the framework first waits for the task that processes frames to end.
+            self.interrupt()
+            self._stale_llm = True
+            self._cutting = True
+        elif isinstance(frame, LLMFullResponseStartFrame) and not frame.skip_tts:
+            self._stale_llm = False
+            for utterance in self._utterances.values():
+                utterance.speech.end()  # a turn whose end the LLM never sent must not hold up this one
+        elif isinstance(frame, LLMTextFrame) and self._stale_llm and not frame.skip_tts:
+            logger.debug(f"{self}: dropping a token of an interrupted reply: [{frame.text}]")
+            return
+        elif isinstance(frame, LLMContextAssistantTurnFrame) and direction == FrameDirection.UPSTREAM:
+            self._committed(frame.text)
+        elif isinstance(frame, AggregatedTextFrame):
+            self._written = (frame.raw_text or frame.text, frame.text_type == TextType.TOKEN)
+        elif isinstance(frame, TextFrame):
+            self._written = (frame.text, True)
+        elif isinstance(frame, TTSSpeakFrame):
+            self._written = (frame.text, False)
+        try:
+            await super().process_frame(frame, direction)
+        finally:
+            if isinstance(frame, InterruptionFrame):
+                self._cutting = False
+
+    @traced_tts
+    async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None, None]:
+        """Hand a piece of text to the speech of this context; its audio comes from a task of the speech's own."""
+        utterance = self._utterances.get(context_id) or self._begin(context_id)
+        written, is_token = self._written
+        if not is_token and not utterance.script.fed_to_a_space and not text[:1].isspace():
+            text, written = f" {text}", f" {written}"
+        if not utterance.dead:
+            utterance.script.add(text, written)
+            utterance.speech.feed(text)
+            if context_id != self._turn_context_id:
+                utterance.speech.end()  # text outside of any turn is all there is to its context
+        yield None
+
+    async def on_turn_context_completed(self) -> None:
+        """The turn's text has ended."""
+        utterance = self._utterances.get(self._turn_context_id or "")
+        if utterance is not None:
+            utterance.speech.end()
+        await super().on_turn_context_completed()
+
+    def _begin(self, context_id: str) -> _Utterance:
+        now = self._now()
+        for key, old in list(self._utterances.items()):
+            if old.done and not old.dead and old.timeline.ends + _FORGET_AFTER_S < now:
+                del self._utterances[key]  # nobody told what was heard of it; the session took it for heard
+        context = self._tts_contexts.get(context_id)
+        utterance = self._utterances[context_id] = _Utterance(
+            context_id,
+            self.session.speak(),
+            Timeline(self._device),
+            interruptible=context.interruptible if context else True,
+            in_transcript=context.append_to_context if context else True,
+        )
+        task = self._last_pump = self.create_task(self._pump(utterance, self._last_pump))
+        self._pumps.add(task)
+        task.add_done_callback(self._pumps.discard)
+        return utterance
+
+    # Sound out
+
+    async def _pump(self, utterance: _Utterance, before: asyncio.Task[None] | None) -> None:
+        """Carry what the speech gives into the framework's audio context, and close that."""
+        failure: ErrorFrame | None = None
+        if before is not None and not before.done():
+            await asyncio.wait({before})
+        try:
+            async with aclosing(utterance.speech.events()) as events:
+                async for event in events:
+                    if utterance.dead:
+                        return
+                    if isinstance(event, PcmChunk):
+                        await self._play(utterance, event)
+                    elif isinstance(event, Word):
+                        await self._place(utterance, event)
+                    else:
+                        await self._report(event)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is reported, and the context must not stay open
+            failure = ErrorFrame(error=f"Higgs could not speak: {error}", exception=error)
+            self._failing[id(failure)] = utterance
+        if utterance.dead:
+            return
+        tail = await self._out_resampler.flush()
+        utterance.done = True
+        if not self.audio_context_available(utterance.context_id):  # closed by its time limit, and nothing came since
+            if failure is not None:
+                await self.push_error_frame(failure)
+            self.settle(utterance, math.inf, None)
+            return
+        if tail:
+            await self.append_to_audio_context(utterance.context_id, self._audio_frame(utterance, tail))
+        if failure is not None:
+            await self.append_to_audio_context(utterance.context_id, failure)
+        await self.remove_audio_context(utterance.context_id)
+
+    async def _play(self, utterance: _Utterance, chunk: PcmChunk) -> None:
+        wait = self._device.ahead(self._now()) - self._lead_s
+        if wait > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(utterance.cut.wait(), wait)
+        if utterance.dead:
+            return
+        pcm = chunk.pcm
+        if chunk.sample_rate != self.sample_rate:
+            pcm = await self._out_resampler.resample(pcm, chunk.sample_rate, self.sample_rate)
+        if not self.audio_context_available(utterance.context_id):
+            await self.create_audio_context(utterance.context_id)
+            await self.append_to_audio_context(utterance.context_id, TTSStartedFrame(context_id=utterance.context_id))
+        now = self._now()
+        if utterance.opening is None:
+            utterance.opening = max(now, self._last_word_at)
+        utterance.timeline.write(now, chunk.start_s, chunk.duration_s)
+        utterance.spoke = True
+        if pcm:
+            await self.append_to_audio_context(utterance.context_id, self._audio_frame(utterance, pcm))
+
+    async def _place(self, utterance: _Utterance, word: Word) -> None:
+        utterance.script.words.append(word)
+        if not any(char.isalnum() for char in word.text):
+            return  # the framework takes a lone sign along with the word before it
+        seconds = 0.0
+        if utterance.opening is not None:
+            seconds = max(0.0, utterance.timeline.at(word.start_s) - utterance.opening)
+        await self.add_word_timestamps([(word.text, seconds)], utterance.context_id)
+
+    async def _report(self, report: ChunkReport) -> None:
+        if report.error is not None:
+            logger.warning(f"{self}: {report.error} [{report.written}]")
+        await self._call_event_handler("on_chunk", report)
+
+    def _audio_frame(self, utterance: _Utterance, pcm: bytes) -> TTSAudioRawFrame:
+        return TTSAudioRawFrame(pcm, self.sample_rate, 1, context_id=utterance.context_id)
+
+    async def on_audio_context_completed(self, context_id: str) -> None:
+        """The context was closed; by its time limit, more may come, and the framework counts anew from there."""
+        utterance = self._utterances.get(context_id)
+        if utterance is not None:
+            utterance.opening = None
+        await super().on_audio_context_completed(context_id)
+
+    async def push_error_frame(self, error: ErrorFrame, force_treat_as_permanent: bool = False) -> None:
+        utterance = self._failing.pop(id(error), None)
+        if utterance is not None:
+            utterance.failed = True
+        await super().push_error_frame(error, force_treat_as_permanent)
+
+    async def push_frame(self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM) -> None:
+        """Nothing of an interrupted utterance passes; what passes is marked for the tracker with its utterance."""
+        if direction == FrameDirection.DOWNSTREAM:
+            utterance = self._utterances.get(getattr(frame, "context_id", None) or "")
+            if isinstance(frame, TTSStartedFrame):
+                self._pushing = utterance
+            if utterance is not None and isinstance(frame, (TTSAudioRawFrame, TTSTextFrame)):
+                if utterance.dead and self._cutting:
+                    return
+                if utterance.failed and isinstance(frame, TTSTextFrame):
+                    return  # the framework takes the rest of the text for spoken
+            if isinstance(frame, TTSTextFrame) and frame.pts:
+                self._last_word_at = frame.pts / 1e9
+            if isinstance(frame, (TTSStartedFrame, TTSStoppedFrame, TTSTextFrame)):
+                frame.metadata[_UTTERANCE] = utterance
+            elif isinstance(frame, (LLMFullResponseEndFrame, LLMAssistantPushAggregationFrame)) or (
+                isinstance(frame, AggregatedTextFrame) and frame.append_to_context
+            ):
+                frame.metadata[_UTTERANCE] = self._pushing
+        await super().push_frame(frame, direction)
+
+    async def _record_context_audio_outcome(self, context_id: str, received_audio: bool) -> None:
+        utterance = self._utterances.get(context_id)
+        if utterance is not None and utterance.done and not utterance.failed and not utterance.spoke:
+            return  # nothing in it could be spoken, such as a lone emoji: no error of this service
+        await super()._record_context_audio_outcome(context_id, received_audio)
+
+    # Barge-in
+
+    def interrupt(self, *, everything: bool = False) -> list[_Utterance]:
+        """Stop at once what may be interrupted; never waits. The interrupted utterances that are not settled yet."""
+        dead = [item for item in self._utterances.values() if item.interruptible or everything]
+        for utterance in dead:
+            if not utterance.dead:
+                utterance.dead = True
+                utterance.dead_at = self._now()
+                utterance.speech.stop()
+                utterance.cut.set()
+                self._settle_later(utterance)
+        if dead and len(dead) == len(self._utterances):
+            self._device.drop(dead[-1].dead_at)
+        return dead
+
+    def follow(self, tracker: PlayoutTracker) -> None:
+        """A tracker is in the pipeline: it tells what was heard."""
+        self._tracker = tracker
+
+    def progress(self, utterance: _Utterance) -> None:
+        """The tracker: `played_s` has grown."""
+        if self._session is not None and not utterance.dead:
+            self._session.heard(utterance.speech.id, utterance.played_s)
+
+    def settle(self, utterance: _Utterance, heard_s: float, words: int | None) -> None:
+        """What was heard of an utterance is known; who says it first is believed."""
+        if utterance.over:
+            return
+        utterance.over = True
+        self._utterances.pop(utterance.context_id, None)
+        if self._session is not None:
+            self._session.settle(utterance.speech.id, heard_s, words=words)
+
+    def _settle_later(self, utterance: _Utterance) -> None:
+        def estimate() -> None:
+            self._timers.discard(timer)
+            self.settle(utterance, utterance.timeline.heard(utterance.dead_at), None)
+
+        timer = self.get_event_loop().call_later(_SETTLE_AFTER_S, estimate)
+        self._timers.add(timer)
+
+    def _committed(self, text: str) -> None:
+        """The aggregator put this into the LLM's context: without a tracker, that is what was said."""
+        if self._tracker is not None:
+            return
+        for utterance in [item for item in self._utterances.values() if item.in_transcript]:
+            known = utterance.script.words
+            words, text = utterance.script.words_in(text)
+            if utterance.dead:
+                least = known[words - 1].start_s if words else 0.0
+                most = known[words].start_s if words < len(known) else math.inf
+                heard = utterance.timeline.heard(utterance.dead_at)
+                self.settle(utterance, min(max(heard, least), most), words)
+            elif utterance.done and words == len(known):
+                self.settle(utterance, math.inf, None)
+
+    # Settings
+
+    async def _update_settings(self, delta: TTSSettings) -> dict[str, Any]:
+        """Take what changed into the session, or report why it cannot be taken and change nothing."""
+        known = {item.name for item in fields(self.Settings)}
+        own = self.Settings(**{name: value for name, value in delta.given_fields().items() if name in known})
+        own.extra = dict(delta.extra)
+        wanted = self._settings.copy()
+        wanted.apply_update(own)
+        voice: Voice | None = None
+        try:
+            sampling = _sampling_of(wanted)
+            if any(is_given(item) for item in (own.voice, own.scene, own.speakers)):
+                base = own.voice if is_given(own.voice) and own.voice is not None else self.session.voice
+                voice = await self._voice_of(base, own.scene, own.speakers)
+                own.voice, own.scene, own.speakers = voice.name, voice.scene, voice.speakers
+            if voice is not None or sampling != self.session.settings.sampling:
+                keep = wanted.on_voice_change == "keep"
+                await self.session.update(voice=voice, sampling=sampling, context="keep" if keep else "new")
+        except HiggsVoiceError as error:
+            await self.push_error(f"Higgs cannot take these settings: {error}", exception=error)
+            return {}
+        changed = await super()._update_settings(own)
+        if "language" in changed:
+            self.session.settings = self.session.settings.replace(language=str(self._settings.language))
+        unhandled = {name for name in changed if name == "model" or name in own.extra}
+        self._warn_unhandled_updated_settings(unhandled)
+        return changed
+
+    async def _voice_of(
+        self,
+        voice: Voice | str,
+        scene: str | NotGiven | None,
+        speakers: tuple[str, ...] | list[str] | str | NotGiven | None,
+    ) -> Voice:
+        """A voice by what names it, with its scene and speakers changed where given. Errors: `VoiceError`."""
+        if isinstance(voice, str):
+            if _PATH.fullmatch(voice) or await asyncio.to_thread(_is_file, voice):
+                voice = await asyncio.to_thread(Voice.load, voice)
+            else:
+                voice = Voice.create(name=voice, speakers=voice)
+        if is_given(scene) and scene is not None:
+            voice = replace(voice, scene=scene.strip() or None)
+        if is_given(speakers) and speakers is not None:
+            voice = replace(voice, speakers=Voice.create(speakers=speakers).speakers)
+        return voice
+
+    def _now(self) -> float:
+        return self.get_clock().get_time() / 1e9
+
+
+class PlayoutTracker(FrameProcessor):
+    """Counts what the output transport has played, and lets words through when they have been heard.
+
+    Place it right after ``transport.output()``, before the assistant's aggregator, and give it the service. Words of the
+    service reach the aggregator as the LLM wrote them, each when half of its sound has been written by the transport;
+    what ends a reply (``LLMFullResponseEndFrame``) waits for its last word.
+    """
+
+    def __init__(self, tts: HiggsTTSService, **kwargs: Any) -> None:
+        # Direct mode: a frame is counted in the same step in which the transport pushes it.
+        super().__init__(enable_direct_mode=True, **kwargs)
+        self._tts = tts
+        self._current: _Utterance | None = None
+        self._in_transcript = True
+        self._held: list[Frame] = []
+        self._misplaced = False
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:
+        await super().setup(setup)
+        self._tts.follow(self)
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        utterance: _Utterance | None = frame.metadata.get(_UTTERANCE)
+        if isinstance(frame, InterruptionFrame):
+            await self._interrupted()
+        elif direction == FrameDirection.DOWNSTREAM:
+            await self._release()
+            if isinstance(frame, TTSStartedFrame):
+                self._current = utterance
+                self._in_transcript = frame.append_to_context
+            elif isinstance(frame, TTSAudioRawFrame):
+                await self._played(frame)
+            elif isinstance(frame, TTSStoppedFrame):
+                await self._stopped(frame, utterance)
+                return
+            elif isinstance(frame, TTSTextFrame) and _UTTERANCE in frame.metadata:
+                return  # it came by the clock; the word goes by what is played
+            elif utterance is not None and not utterance.over:
+                self._held.append(frame)
+                return
+        await self.push_frame(frame, direction)
+
+    async def _played(self, frame: TTSAudioRawFrame) -> None:
+        if frame.context_id is not None and not self._misplaced:
+            self._misplaced = True
+            await self.push_error(
+                f"{self} gets audio that has not been played: place it after transport.output(), before the assistant's "
+                "aggregator"
+            )
+        utterance = self._current
+        if utterance is None or utterance.dead or self._misplaced:
+            return
+        utterance.played_s += len(frame.audio) / (2 * frame.num_channels * frame.sample_rate)
+        self._tts.progress(utterance)
+        words = utterance.script.words_by(utterance.played_s, utterance.said)
+        if words > utterance.said:
+            utterance.said = words
+            await self._show(utterance, utterance.script.written_by_word(words))
+
+    async def _stopped(self, frame: TTSStoppedFrame, utterance: _Utterance | None) -> None:
+        if utterance is not None and utterance.done and not utterance.dead:
+            if not utterance.failed:
+                utterance.said = len(utterance.script.words)
+                await self._show(utterance, len(utterance.script.written))
+            heard = utterance.played_s if utterance.failed else math.inf
+            self._tts.settle(utterance, heard, utterance.said)
+        self._current = None
+        await self.push_frame(frame)
+        await self._release()
+
+    async def _interrupted(self) -> None:
+        dead = self._tts.interrupt()
+        if self._current is not None and self._current.dead:
+            self._current = None
+        self._held = [frame for frame in self._held if not frame.interruptible]
+        for utterance in dead:
+            self._tts.settle(utterance, utterance.played_s, utterance.said)
+        # An InterruptionFrame overtakes the words before it in the aggregator's queue: a few turns of the loop let them
+        # arrive, so that the aggregator commits what the session was just told.
+        for _ in range(8):
+            await asyncio.sleep(0)
+
+    async def _show(self, utterance: _Utterance, until: int) -> None:
+        """Let the written text through up to a character."""
+        text = utterance.script.written[utterance.shown : until]
+        utterance.shown = max(until, utterance.shown)
+        if not text:
+            return
+        frame = TTSTextFrame(text, TextType.WORD)
+        frame.context_id = utterance.context_id
+        frame.append_to_context = self._in_transcript
+        frame.includes_inter_frame_spaces = True
+        frame.will_be_spoken = True
+        frame.interruptible = utterance.interruptible
+        await self.push_frame(frame)
+
+    async def _release(self) -> None:
+        while self._held and self._held[0].metadata[_UTTERANCE].over:
+            await self.push_frame(self._held.pop(0))
+
+
+def _is_file(name: str) -> bool:
+    return len(name) < 256 and Path(name).is_file()
+
+
+def _sampling_of(settings: HiggsTTSSettings) -> Sampling:
+    """Errors: `SettingsError`."""
+    return Sampling(**{name: getattr(settings, name) for name in _SAMPLING})
