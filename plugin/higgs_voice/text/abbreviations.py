@@ -26,31 +26,32 @@ class Dot(Enum):
     """Ends a sentence when what follows looks like the beginning of one (`etc`, `p.m`)."""
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """A table written as text."""
     return frozenset(text.split())
 
 
-TITLES = _words("""
+TITLES = words("""
     mr mrs ms mx dr prof rev fr hon gen col maj capt cpt cmdr lt sgt sen rep gov pres supt st ste mt ft messrs
     herr hr sra srta dra dña mme mlle mgr sig dott ing sta
 """)
-NEVER = _words("""
+NEVER = words("""
     e.g i.e eg ie vs cf viz approx resp incl excl esp dept univ assn ca n.b z.b d.h u.a v.a z.t s.o s.u o.ä p.ej
     bzw evtl ggf inkl zzgl vgl sog geb ud uds vd vds av avda núm
 """)
-NUMBERED = _words("""
+NUMBERED = words("""
     no nos nr nrs p pp vol vols ch chap sec sect fig figs art par tel op ext apt ver approx
 """)
-MAYBE = _words("""
+MAYBE = words("""
     etc inc ltd co corp llc jr sr al ave blvd rd hwy bros usw a.m p.m sq lb lbs oz hrs mins mph
 """)
 # Words when written small or at a sentence's end; abbreviations of months and days when written with a capital.
-DATES = _words("""
+DATES = words("""
     Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues Wed Thu Thur Thurs Fri Sat Sun
 """)
 
 # A word that opens a sentence and is hardly ever part of a name: it decides where an abbreviation leaves it open.
-STARTERS = _words("""
+STARTERS = words("""
     A After All Also Although An And Another Any Are As At Be Because Before Both But By Can Could Did Do Does Each
     Either Even Every Finally First For From Good Great Had Has Have He Hello Her Here Hers Hi His How However I If In Instead Is
     It Its Just Last Later Let Many May Maybe Meanwhile More Most My Neither Next No Nobody None Nor Not Nothing Now Of
@@ -62,7 +63,7 @@ STARTERS = _words("""
     Pero Yo Ella Nosotros Lo Gli
 """)
 # What goes on after `5 p.m.` and `3.` although it has a capital.
-CALENDAR = _words("""
+CALENDAR = words("""
     January February March April June July August September October November December Monday Tuesday Wednesday Thursday
     Friday Saturday Sunday EST EDT CST CDT MST MDT PST PDT ET CT MT PT UTC GMT CET CEST Eastern Central Pacific Mountain
     Januar Februar März Mai Juni Juli Oktober Dezember Jahrhundert

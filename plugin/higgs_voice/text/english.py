@@ -1,0 +1,739 @@
+"""Written English as it is said: numbers, prices, times, dates, addresses, units, abbreviations, signs.
+
+The rules run in order, each over the whole text; what an earlier one has put into words no later one finds again. Where
+writing is ambiguous the choice is stated beside the rule; dates in figures put the month first, in British English the day.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .abbreviations import STARTERS, words
+from .markup import KEPT
+from .numbers import amount, cardinal, digits, ordinal, year
+from .rewriting import Pieces, Rewriting, Span, Sub
+
+_Match = re.Match[str]
+_W: Final = rf"\w{KEPT}"
+_NUM: Final = r"(?:\d{1,3}(?:,\d{3}){1,5}(?!\d)|\d+)"
+_DEC: Final = rf"{_NUM}(?:\.\d+)?"
+
+
+def say(rewriting: Rewriting, *, british: bool = False) -> None:
+    """Put a text without markup into words."""
+    sub = rewriting.sub
+    if any(char in rewriting.text for char in "@./#"):
+        _addresses(sub)
+    _abbreviations(sub)
+    if any(char.isdigit() for char in rewriting.text):
+        _figures(sub, british)
+    _signs(sub)
+    _capitals(sub)
+
+
+# Addresses
+
+_EMAIL: Final = re.compile(
+    rf"(?<![{_W}.+-])[{_W}.+-]{{1,64}}@(?:[{_W}-]{{1,63}}\.){{1,6}}[A-Za-z{KEPT}]{{2,24}}(?![{_W}])"
+)
+_URL: Final = re.compile(rf"(?<![{_W}])(?:[A-Za-z][A-Za-z0-9+]{{1,9}}://|www\.)[^\s<>\"'()\[\]{{}}]{{1,2000}}")
+_ENDINGS: Final = (
+    "com|org|net|edu|gov|mil|int|info|io|ai|app|dev|co|me|tv|uk|us|eu|de|fr|es|it|nl|ch|at|be|pl|ru|cn|jp|kr|in|br|au|ca|nz|"
+    "biz|xyz|tech|online|cloud|store|shop|blog|news|live"
+)
+_DOMAIN: Final = re.compile(
+    rf"(?<![{_W}.@/-])(?:[A-Za-z0-9{KEPT}-]{{1,63}}\.){{1,4}}(?:{_ENDINGS})(?:/[^\s<>\"'()\[\]]{{0,200}})?(?![{_W}])"
+)
+_FILES: Final = {
+    "py": "pie", "js": "J S", "ts": "T S", "tsx": "T S X", "jsx": "J S X", "md": "M D", "txt": "text", "pdf": "P D F", "csv": "C S V",
+    "json": "jason", "yaml": "yammel", "yml": "yammel", "toml": "tommel", "html": "H T M L", "css": "C S S", "xml": "X M L",
+    "exe": "E X E", "png": "P N G", "jpg": "jay peg", "jpeg": "jay peg", "gif": "gif", "svg": "S V G", "mp3": "M P three", "mp4": "M P four",
+    "wav": "wav", "doc": "doc", "docx": "doc X", "xls": "X L S", "xlsx": "X L S X", "zip": "zip", "sh": "S H", "cpp": "C P P",
+    "rs": "R S", "go": "go", "java": "java", "log": "log", "ini": "ini", "sql": "S Q L", "ipynb": "I pie N B",
+}  # fmt: skip
+_FILE: Final = re.compile(
+    rf"(?<![{_W}.@/-])([{_W}-]{{1,80}}(?:\.[{_W}-]{{1,40}}){{0,3}})\.({'|'.join(_FILES)})(?![{_W}])"
+)
+_HANDLE: Final = re.compile(rf"(?<![{_W}.@])@(?=[A-Za-z{KEPT}])")
+_TAG: Final = re.compile(rf"(?<![{_W}&#])#(?=[A-Za-z{KEPT}])")
+_SHARP: Final = re.compile(r"(?<![\w])([CFcf])#(?!\w)")
+_ADDRESS_SIGN: Final = re.compile(r"[.@_/+&=%~:-]")
+_SIGN_NAMES: Final = {
+    ".": " dot ", "@": " at ", "_": " underscore ", "/": " slash ", "+": " plus ", "&": " and ", "=": " equals ", "%": " percent ",
+    "~": " tilde ", ":": " colon ", "-": " dash ",
+}  # fmt: skip
+_EDGE_MARKS: Final = ".,;:!?*_…"
+
+
+def _addresses(sub: Sub) -> None:
+    sub(_EMAIL, lambda match: _spell_address(match, match.start(), match.end()))
+    sub(_URL, _url)
+    sub(_DOMAIN, _domain)
+    sub(_FILE, lambda match: [*_spell_address(match, *match.span(1)), " dot " + _FILES[match.group(2)]])
+    sub(_SHARP, lambda match: [match.span(1), " sharp"])
+    sub(_TAG, "hashtag ")
+    sub(_HANDLE, "at ")
+
+
+def _spell_address(match: _Match, start: int, end: int) -> list[str | Span]:
+    """The characters from start to end of the text, signs by their names."""
+    pieces: list[str | Span] = []
+    at = start
+    for sign in _ADDRESS_SIGN.finditer(match.string, start, end):
+        pieces += [(at, sign.start()), _SIGN_NAMES[sign.group()]]
+        at = sign.end()
+    pieces.append((at, end))
+    return pieces
+
+
+def _url(match: _Match) -> Pieces:
+    """Host and path without scheme, ``www``, query and fragment; a path of more than 40 characters is left out."""
+    text, start = match.string, match.start()
+    end = start + len(match.group().rstrip(_EDGE_MARKS))
+    host = text.find("://", start, end)
+    first = start if host < 0 else host + 3
+    if text.startswith("www.", first):
+        first += 4
+    path = _first_of(text, "/?#", first, end)
+    last = _first_of(text, "?#", path, end)
+    if last - path > 40:
+        last = path
+    if last > path and text[last - 1] == "/":
+        last -= 1
+    if first >= last:
+        return " "
+    return [*_spell_address(match, first, last), (end, match.end())]
+
+
+def _first_of(text: str, chars: str, start: int, end: int) -> int:
+    found = [i for i in (text.find(char, start, end) for char in chars) if i >= 0]
+    return min(found, default=end)
+
+
+def _domain(match: _Match) -> Pieces:
+    body = match.group()
+    # "end.In" with a forgotten blank is no address
+    if body[body.rfind(".") + 1 :] in STARTERS or all(not char.isalpha() for char in body.split(".")[0]):
+        return None
+    end = match.start() + len(body.rstrip(_EDGE_MARKS + "/"))
+    return [*_spell_address(match, match.start(), end), (end, match.end())]
+
+
+# Abbreviations
+
+_TITLES: Final = {
+    "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Dr": "Doctor", "Prof": "Professor", "Rev": "Reverend", "Gen": "General",
+    "Col": "Colonel", "Capt": "Captain", "Lt": "Lieutenant", "Sgt": "Sergeant", "Sen": "Senator", "Rep": "Representative",
+    "Gov": "Governor", "Pres": "President", "Hon": "Honorable", "Mt": "Mount", "Ft": "Fort", "Maj": "Major",
+}  # fmt: skip
+_TITLE: Final = re.compile(rf"(?<![\w.])({'|'.join(_TITLES)})\.?(?=\s[A-Z{KEPT}])")
+_SHORT: Final = {
+    "e.g": "for example", "i.e": "that is", "etc": "et cetera", "vs": "versus", "approx": "approximately", "dept": "department",
+    "est": "estimated", "incl": "including", "excl": "excluding", "jr": "junior", "sr": "senior", "inc": "incorporated", "ltd": "limited",
+    "corp": "corporation", "ave": "avenue", "blvd": "boulevard", "rd": "road", "hwy": "highway", "bros": "brothers", "govt": "government",
+    "misc": "miscellaneous", "a.k.a": "also known as", "w.r.t": "with respect to", "et al": "and others",
+}  # fmt: skip
+_SHORT_WORD: Final = re.compile(
+    rf"(?<![\w.@-])({'|'.join(re.escape(word) for word in _SHORT)})\.(?![\w])(?:,(?= ))?", re.IGNORECASE
+)
+_STREET: Final = re.compile(r"(?<![\w.])(St|Dr)\.(?!\w)")
+_NUMBERED: Final = re.compile(r"(?<![\w.])([Nn]o|[Nn]os|[Vv]ol|[Ff]ig|[Cc]h|[Ss]ec|[Aa]rt|[Pp]p?)\. ?(?=#?\d)")
+_NUMBERED_WORDS: Final = {
+    "no": "number ", "nos": "numbers ", "vol": "volume ", "fig": "figure ", "ch": "chapter ", "sec": "section ", "art": "article ",
+    "p": "page ", "pp": "pages ",
+}  # fmt: skip
+_WITH: Final = re.compile(r"(?<![\w/])w/(o(?!\w))?(?=[\s\w])")
+_AND_OR: Final = re.compile(r"(?<!\w)and/or(?!\w)")
+_DOTTED: Final = re.compile(
+    r"(?<![\w.])(?:[A-Za-z]\.){2,8}(?:[A-Za-z](?!\w))?|(?<![\w.])(?:Ph\.D|M\.Sc|B\.Sc)\.?(?!\w)"
+)
+_INITIAL: Final = re.compile(r"(?<![\w.'])[A-Z]\.(?=(?: ?[A-Z]\.)* ?[A-Z][a-z'])")
+_ROMAN: Final = r"(?:X{0,3}(?:IX|IV|V?I{0,3}))(?![\w']|\.\w)"
+_NUMERAL_AFTER: Final = re.compile(
+    rf"(?<!\w)(Chapter|Part|Section|Volume|Vol|Act|Scene|Book|Phase|Type|Level|Stage|World War|Article|Appendix|Super Bowl|"
+    rf"Episode|Grade|Figure|Table|Mark|Title|Rocky|Apollo|Session|Lesson|Unit|Step|Tier|Class|Division) ({_ROMAN})"
+)
+_REGNAL: Final = re.compile(
+    r"(?<!\w)(Henry|Louis|George|Edward|Charles|James|William|Richard|John Paul|Pius|Leo|Benedict|Elizabeth|Mary|Catherine|"
+    r"Alexander|Frederick|Nicholas|Philip|Napoleon|Ramesses|Gustav|Christian|Haakon|Juan Carlos|Felipe|Alfonso|Gregory|Innocent|"
+    rf"Clement|Urban|Paul|John|Peter|Ivan|Otto|Wilhelm|Friedrich|Franz Joseph|Victor Emmanuel) ({_ROMAN})"
+)
+_ROMAN_VALUES: Final = {"I": 1, "V": 5, "X": 10}
+
+
+def _abbreviations(sub: Sub) -> None:
+    sub(_NUMBERED, lambda match: _NUMBERED_WORDS[match.group(1).lower()])
+    sub(_STREET, _street)
+    sub(_TITLE, lambda match: _TITLES[match.group(1)])
+    sub(_SHORT_WORD, _short)
+    sub(_AND_OR, "and or")
+    sub(_WITH, lambda match: "without" if match.group(1) else "with ")
+    sub(_DOTTED, _dotted)
+    sub(_INITIAL, _initial)
+    sub(_NUMERAL_AFTER, lambda match: _numeral(match, regnal=False))
+    sub(_REGNAL, lambda match: _numeral(match, regnal=True))
+
+
+def _ends_sentence(match: _Match) -> bool:
+    """Whether the stop that a match ends with is a sentence's end, too."""
+    rest = match.string[match.end() :].lstrip()
+    return not rest or (rest[0] in "\"'(" and match.string[match.end() : match.end() + 1] == " ") or rest[0].isupper()
+
+
+def _street(match: _Match) -> Pieces:
+    text, end = match.string, match.end()
+    following = re.match(r" ([A-Z]\w*)", text[end : end + 24])
+    before = re.search(r"(?:(\w+) )?(\w+) \Z", text[max(match.start() - 40, 0) : match.start()])
+    named = before is not None and before.group(2)[:1].isupper() and before.group(2) not in STARTERS
+    if following is not None and not (named and following.group(1) in STARTERS):
+        if match.group(1) == "St" and not (named and before is not None and (before.group(1) or "")[:1].isdigit()):
+            return "Saint"
+        return "Doctor" if match.group(1) == "Dr" else "Street"
+    word = "Street" if match.group(1) == "St" else "Drive"
+    return word + ("." if _ends_sentence(match) else "") if named else None
+
+
+def _short(match: _Match) -> Pieces:
+    word = _SHORT[match.group(1).lower()]
+    if match.group(1)[:1].isupper() and match.group(1).lower() in (
+        "inc",
+        "ltd",
+        "corp",
+        "ave",
+        "blvd",
+        "rd",
+        "jr",
+        "sr",
+    ):
+        word = word.capitalize()
+    if match.group().endswith(","):
+        return word if match.group(1).lower() in ("e.g", "i.e") else word + ","
+    ends = match.group(1).lower() not in ("e.g", "i.e", "vs", "approx", "a.k.a", "incl", "excl") and _ends_sentence(
+        match
+    )
+    return word + ("." if ends else "")
+
+
+def _initial(match: _Match) -> Pieces:
+    word = re.match(r" ([A-Za-z']+)", match.string[match.end() : match.end() + 24])
+    return None if word is not None and word.group(1) in STARTERS else match.group()[0] + ("" if word else " ")
+
+
+def _dotted(match: _Match) -> Pieces:
+    """``U.S.`` as "U S"; small letters are spelled, too (``a.m.`` is a time's and comes later)."""
+    token = match.group()
+    if token.lower().rstrip(".") in ("a.m", "p.m"):
+        return None
+    letters = " ".join(char.upper() for char in token if char.isalpha())
+    rest = match.string[match.end() :].lstrip()
+    word = re.match(r"[A-Za-z]+", rest[:24])
+    ends = token.endswith(".") and (not rest or (word is not None and word.group() in STARTERS))
+    return letters + ("." if ends else "")
+
+
+def _numeral(match: _Match, *, regnal: bool) -> Pieces:
+    roman = match.group(2)
+    # "I" alone is the pronoun more often than the number, and so is "John V" a name
+    if (
+        not roman
+        or (roman == "I" and (regnal or not _closes(match)))
+        or (regnal and roman in ("V", "X") and match.group(1) in ("John", "Mary", "Paul"))
+    ):
+        return None
+    values = [_ROMAN_VALUES[char] for char in roman]
+    number = sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
+    return [match.span(1), f" the {ordinal(number)}" if regnal else f" {cardinal(number)}"]
+
+
+def _closes(match: _Match) -> bool:
+    return not match.string[match.end() : match.end() + 2].strip(" .,:;)") or match.string[match.end()] in ".,:;)"
+
+
+# Figures
+
+_MONTHS: Final = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+_MONTH_OF: Final = {name[:n]: name for name in _MONTHS for n in (3, len(name))} | {"Sept": "September"}
+_MONTH: Final = (
+    r"(?:(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b(?:\.(?=,? [a-z\d]))?|(" + "|".join(_MONTHS) + r"))"
+)
+_DAY: Final = r"(\d{1,2})(?:st|nd|rd|th)?(?![\w:%]|[.,]\d)"
+_YEAR: Final = r"(?:,? (\d{4})(?![\w-]|[.,]\d))?"
+_MONTH_DAY: Final = re.compile(rf"(?<!\w){_MONTH} {_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}")
+_DAY_MONTH: Final = re.compile(rf"(?<![\w.,:/$-])(the )?{_DAY} (?:of )?{_MONTH}(?!\w){_YEAR}")
+_MONTH_YEAR: Final = re.compile(rf"(?<!\w){_MONTH},? ([12]\d{{3}})(?![\w-]|[.,]\d)")
+_ISO: Final = re.compile(
+    r"(?<![\w-])(\d{4})-(\d{2})-(\d{2})(?:[T ](\d{2}):(\d{2})(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?(?![\w-])"
+)
+_FIGURE_DATE: Final = re.compile(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\w/-]|\.\d)")
+
+_INTERNATIONAL: Final = re.compile(r"(?<![\w+])\+\d[\d ().-]{5,20}\d(?!\w)")
+_PHONE: Final = re.compile(
+    r"(?<![\w.,$€£+/-])(?:(1)[ .-])?(?:\((\d{3})\) ?|(\d{3})[ .-])(\d{3})[ .-](\d{4})(?![\w-]|[.,]\d)"
+)
+_LOCAL: Final = re.compile(r"(?<![\w.,$€£+/-])(\d{3})-(\d{4})(?![\w-]|[.,]\d)")
+_DIALLED: Final = re.compile(r"(?<!\w)((?:[Cc]all|[Dd]ial|[Tt]ext|[Pp]ress|[Rr]ing) )(\d{3,6})(?![\w,.]\w|\w|[.,]\d)")
+
+_CLOCK: Final = re.compile(r"(?<![\w:.])(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?: ?([AaPp])\.?[Mm]\b\.?)?(?![\w:])")
+_HOUR: Final = re.compile(r"(?<![\w:.,$€£])(\d{1,2}) ?([AaPp])\.?[Mm]\b\.?(?!\w)")
+_RATIO: Final = re.compile(r"(?<![\w:.,])(\d{1,3}):(\d{1,3})(?![\w:])")
+
+_MINUS_RANGE: Final = re.compile(
+    r"(?<![\w.,:/-])((?:[$€£¥₹] ?)?\d[\d,.:]{0,12}(?: ?[ap]\.?m\.?|%| ?°[CF]?|[kKM](?=[ –-]))?)( ?[–—] ?| ?- ?)(?=([$€£¥₹] ?)?\d[\d,.:]{0,12}(?![\d-]))"
+)
+
+_CURRENCIES: Final = {
+    "$": ("dollar", "dollars", "cent", "cents"), "€": ("euro", "euros", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
+    "¥": ("yen", "yen", "", ""), "₹": ("rupee", "rupees", "paisa", "paise"), "₩": ("won", "won", "", ""), "₽": ("ruble", "rubles", "kopek", "kopeks"),
+    "₺": ("lira", "liras", "kurush", "kurush"), "₪": ("shekel", "shekels", "agora", "agorot"), "₿": ("bitcoin", "bitcoins", "", ""),
+    "USD": ("U S dollar", "U S dollars", "cent", "cents"), "EUR": ("euro", "euros", "cent", "cents"), "GBP": ("British pound", "British pounds", "penny", "pence"),
+    "JPY": ("yen", "yen", "", ""), "INR": ("Indian rupee", "Indian rupees", "paisa", "paise"), "CHF": ("Swiss franc", "Swiss francs", "rappen", "rappen"),
+    "CAD": ("Canadian dollar", "Canadian dollars", "cent", "cents"), "AUD": ("Australian dollar", "Australian dollars", "cent", "cents"),
+}  # fmt: skip
+_NATIONS: Final = {
+    "US": "U S ",
+    "CA": "Canadian ",
+    "C": "Canadian ",
+    "AU": "Australian ",
+    "A": "Australian ",
+    "NZ": "New Zealand ",
+    "HK": "Hong Kong ",
+}
+_SCALES: Final = {
+    "k": "thousand", "K": "thousand", "m": "million", "M": "million", "mm": "million", "MM": "million", "b": "billion", "B": "billion",
+    "bn": "billion", "Bn": "billion", "t": "trillion", "T": "trillion", "tn": "trillion",
+}  # fmt: skip
+_SCALE: Final = r"(?:(?: ?)(thousand|million|billion|trillion|lakh|crore|k|K|mm|MM|m|M|bn|Bn|b|B|tn|t|T)(?!\w))?"
+_SYMBOL: Final = "[$€£¥₹₩₽₺₪₿]"
+_PRICE: Final = re.compile(rf"(?<!\w)(-)?(US|CA|C|AU|A|NZ|HK)?({_SYMBOL}) ?(-)?({_NUM})(\.\d+)?{_SCALE}(?!\d)")
+_PRICE_BEHIND: Final = re.compile(
+    rf"(?<![\w.,])({_NUM})([.,]\d{{2}})?{_SCALE} ?([€£¥₹₽₺]|\$(?!\d)|(?:USD|EUR|GBP|JPY|INR|CHF|CAD|AUD)(?!\w))"
+)
+_PRICE_CODE: Final = re.compile(rf"(?<!\w)(USD|EUR|GBP|JPY|INR|CHF|CAD|AUD) ?({_NUM})(\.\d+)?{_SCALE}(?!\d)")
+_CENTS: Final = re.compile(rf"(?<![\w.,])({_DEC}) ?¢")
+_PERCENT: Final = re.compile(r" ?%")
+_PER_MILLE: Final = re.compile(" ?‰")
+
+_UNITS: Final = {
+    "km/h": ("kilometer per hour", "kilometers per hour"), "kmh": ("kilometer per hour", "kilometers per hour"),
+    "kph": ("kilometer per hour", "kilometers per hour"), "mph": ("mile per hour", "miles per hour"), "m/s": ("meter per second", "meters per second"),
+    "km": ("kilometer", "kilometers"), "cm": ("centimeter", "centimeters"), "mm": ("millimeter", "millimeters"), "nm": ("nanometer", "nanometers"),
+    "µm": ("micrometer", "micrometers"), "m": ("meter", "meters"), "mi": ("mile", "miles"), "ft": ("foot", "feet"), "yd": ("yard", "yards"),
+    "kg": ("kilogram", "kilograms"), "mg": ("milligram", "milligrams"), "g": ("gram", "grams"), "lb": ("pound", "pounds"), "lbs": ("pound", "pounds"),
+    "oz": ("ounce", "ounces"), "L": ("liter", "liters"), "l": ("liter", "liters"), "ml": ("milliliter", "milliliters"), "mL": ("milliliter", "milliliters"),
+    "KB": ("kilobyte", "kilobytes"), "kB": ("kilobyte", "kilobytes"), "MB": ("megabyte", "megabytes"), "GB": ("gigabyte", "gigabytes"),
+    "TB": ("terabyte", "terabytes"), "GiB": ("gibibyte", "gibibytes"), "MiB": ("mebibyte", "mebibytes"), "Kbps": ("kilobit per second", "kilobits per second"),
+    "kbps": ("kilobit per second", "kilobits per second"), "Mbps": ("megabit per second", "megabits per second"), "Gbps": ("gigabit per second", "gigabits per second"),
+    "Hz": ("hertz", "hertz"), "kHz": ("kilohertz", "kilohertz"), "MHz": ("megahertz", "megahertz"), "GHz": ("gigahertz", "gigahertz"),
+    "kWh": ("kilowatt hour", "kilowatt hours"), "kW": ("kilowatt", "kilowatts"), "MW": ("megawatt", "megawatts"), "W": ("watt", "watts"), "V": ("volt", "volts"),
+    "mAh": ("milliamp hour", "milliamp hours"), "dB": ("decibel", "decibels"), "ms": ("millisecond", "milliseconds"), "s": ("second", "seconds"),
+    "sec": ("second", "seconds"), "secs": ("second", "seconds"), "min": ("minute", "minutes"), "mins": ("minute", "minutes"), "h": ("hour", "hours"),
+    "hr": ("hour", "hours"), "hrs": ("hour", "hours"), "rpm": ("R P M", "R P M"), "fps": ("frame per second", "frames per second"),
+    "px": ("pixel", "pixels"), "ha": ("hectare", "hectares"), "cal": ("calorie", "calories"), "kcal": ("kilocalorie", "kilocalories"),
+    "sq ft": ("square foot", "square feet"), "sq. ft": ("square foot", "square feet"), "ft²": ("square foot", "square feet"), "m²": ("square meter", "square meters"),
+    "m³": ("cubic meter", "cubic meters"), "km²": ("square kilometer", "square kilometers"), "cm²": ("square centimeter", "square centimeters"),
+    "m2": ("square meter", "square meters"), "m3": ("cubic meter", "cubic meters"), "km2": ("square kilometer", "square kilometers"),
+    "mpg": ("mile per gallon", "miles per gallon"), "psi": ("P S I", "P S I"), "gal": ("gallon", "gallons"), "pt": ("point", "points"),
+}  # fmt: skip
+_UNIT: Final = re.compile(
+    rf"(?<![\w.,])({_DEC}|\d+/\d+|[½¼¾⅓⅔])( ?-?)({'|'.join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))})(?![\w²³])(\.(?= [a-z0-9]))?"
+)
+_DEGREES: Final = re.compile(r" ?(?:°|º) ?(C|F|K)?(?!\w)|℃|℉")
+_PER: Final = re.compile(
+    r"(?<=[\d%a-zA-Z]) ?/ ?(month|mo|year|yr|week|wk|day|hour|hr|h|minute|min|second|sec|person|user|night|kg|lb|gallon|mile|km|unit|seat|token|GB|month)(?!\w)"
+)
+_PER_WORDS: Final = {
+    "mo": "month", "yr": "year", "wk": "week", "hr": "hour", "h": "hour", "min": "minute", "sec": "second", "kg": "kilogram", "lb": "pound",
+    "km": "kilometer", "GB": "gigabyte",
+}  # fmt: skip
+_FEET: Final = re.compile(r"(?<![\w.,])(\d{1,2})['′] ?(\d{1,2})(?:[\"″]|'')?(?!\w)")
+_BY: Final = re.compile(rf"(?<![\w.,])({_DEC}) ?[x×] ?(?={_DEC}(?![\w.,]\w))")
+_TIMES: Final = re.compile(r"(?<=\d)x(?!\w)")
+
+_HALVES: Final = {
+    "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6),
+    "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8), "⅐": (1, 7), "⅑": (1, 9), "⅒": (1, 10),
+}  # fmt: skip
+_VULGAR: Final = re.compile(rf"(?:(?<![\w.,])(\d{{1,6}}) ?)?([{''.join(_HALVES)}])")
+_FRACTION: Final = re.compile(r"(?<![\w.,/])(?:(\d{1,4}) )?(\d{1,3})/(\d{1,4})(?![\w/]|[.,]\d)")
+_PARTS: Final = {2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 20, 24, 25, 30, 32, 40, 50, 60, 64, 100, 1000}
+
+_ORDINAL: Final = re.compile(rf"(?<![\w.,])({_NUM})(st|nd|rd|th)(?!\w)", re.IGNORECASE)
+_DECADE: Final = re.compile(r"(?<![\w.,])(1[1-9]|20)(\d)0'?s(?!\w)")
+_SHORT_DECADE: Final = re.compile(r"(?<!\w)'?([2-9])0'?s(?!\w)")
+_VERSION: Final = re.compile(r"(?<![\w.])([vV](?:ersion )?\.? ?)?(\d+(?:\.\d+){2,8})(?![\w]|\.\d)")
+_V: Final = re.compile(r"(?<![\w.])[vV](?=\d{1,4}(?:\.\d{1,4})?(?!\w))")
+_HASH: Final = re.compile(r"(?<!\w)(?:#|№) ?(?=\d)")
+_CODE: Final = re.compile(
+    r"(?<!\w)((?:code|pin|PIN|OTP|zip|ZIP|account|order|confirmation|reference|tracking|ID|id|ticket|case|serial|extension|ext\.?|flight|room|"
+    r"ending in|ends in|ending with)(?: code)?(?: number)?(?: is|:)? (?:#|number )?)(\d{4,20})(?![\w]|[.,]\d)",
+    re.IGNORECASE,
+)
+_MIXED: Final = re.compile(
+    r"(?<![\w.,'-])(?=[A-Z0-9-]{0,24}\d)(?=[A-Z0-9-]{0,24}[A-Z])[A-Z0-9]{1,12}(?:-[A-Z0-9]{1,12}){0,4}(?![\w])"
+)
+_SCALED: Final = re.compile(rf"(?<![\w.,])({_DEC})(k|M|bn)(?!\w)")
+_MINUS: Final = re.compile(r"(?<![\w)\]%.,])-(?=\.?\d)")
+_YEAR_RANGE: Final = re.compile(r"(?<![\w.,-])(1[1-9]\d\d|20\d\d) ?[-–] ?(\d{4}|\d{2})(?![\w-]|[.,]\d)")
+_APPROXIMATELY: Final = re.compile(r"(?<!\w)~ ?(?=[$€£]?\d)")
+_POWER: Final = re.compile(r"(?<=[\w)])\^(\d{1,3}|[a-z](?!\w))")
+_SUPERSCRIPT: Final = re.compile("(?<=[\\w)])([²³])")
+_NUMBER: Final = re.compile(rf"(?<![\d.]){_NUM}(?:\.\d+)?|\.\d+|\d+")
+
+
+def _figures(sub: Sub, british: bool) -> None:
+    sub(_INTERNATIONAL, _international)
+    sub(_PHONE, lambda match: ", ".join(digits(group) for group in match.groups() if group))
+    sub(_ISO, _iso_date)
+    sub(_FIGURE_DATE, lambda match: _figure_date(match, british))
+    sub(_LOCAL, lambda match: f"{digits(match.group(1))}, {digits(match.group(2))}")
+    sub(_MONTH_DAY, lambda match: _month_day(match, british))
+    sub(_DAY_MONTH, lambda match: _day_month(match))
+    sub(_MONTH_YEAR, lambda match: f"{_MONTH_OF[match.group(1) or match.group(2)]} {year(int(match.group(3)))}")
+    sub(_CODE, lambda match: [match.span(1), digits(match.group(2))])
+    sub(_DIALLED, lambda match: [match.span(1), digits(match.group(2))])
+    sub(_YEAR_RANGE, _year_range)
+    sub(_MINUS_RANGE, _range)
+    sub(_CLOCK, _clock)
+    sub(_HOUR, lambda match: f"{cardinal(int(match.group(1)))} {match.group(2).upper()} M" + _kept_stop(match))
+    sub(_RATIO, lambda match: f"{cardinal(int(match.group(1)))} to {cardinal(int(match.group(2)))}")
+    sub(_PRICE, lambda match: _price(match, match.group(3), match.group(5), match.group(6), match.group(7), british))
+    sub(
+        _PRICE_CODE,
+        lambda match: _price(match, match.group(1), match.group(2), match.group(3), match.group(4), british),
+    )
+    sub(
+        _PRICE_BEHIND,
+        lambda match: _price(match, match.group(4), match.group(1), match.group(2), match.group(3), british),
+    )
+    sub(_DECADE, lambda match: _decade(int(match.group(1)), int(match.group(2))))
+    sub(_SHORT_DECADE, lambda match: _plural(cardinal(int(match.group(1)) * 10)))
+    sub(_CENTS, lambda match: amount(match.group(1)) + (" cent" if match.group(1) == "1" else " cents"))
+    sub(_FEET, lambda match: f"{cardinal(int(match.group(1)))} foot {cardinal(int(match.group(2)))}")
+    sub(_UNIT, _unit)
+    sub(_DEGREES, _degrees)
+    sub(_VULGAR, _vulgar)
+    sub(_FRACTION, _fraction)
+    sub(_PER, lambda match: " per " + _PER_WORDS.get(match.group(1), match.group(1)))
+    sub(_BY, lambda match: [match.span(1), " by "])
+    sub(_TIMES, " times")
+    sub(_PERCENT, " percent")
+    sub(_PER_MILLE, " per mille")
+    sub(
+        _ORDINAL,
+        lambda match: ordinal(int(match.group(1).replace(",", "")), british) if len(match.group(1)) < 16 else None,
+    )
+    sub(_VERSION, _version)
+    sub(_V, "version ")
+    sub(_HASH, "number ")
+    sub(_MIXED, _mixed)
+    sub(_SCALED, lambda match: [match.span(1), " " + _SCALES[match.group(2)]])
+    sub(_APPROXIMATELY, "about ")
+    sub(
+        _POWER,
+        lambda match: (
+            " squared"
+            if match.group(1) == "2"
+            else " cubed"
+            if match.group(1) == "3"
+            else [" to the power of ", match.span(1)]
+        ),
+    )
+    sub(_SUPERSCRIPT, lambda match: " squared" if match.group() == "²" else " cubed")
+    sub(_MINUS, "minus ")
+    sub(_NUMBER, lambda match: _number(match, british))
+
+
+def _kept_stop(match: _Match) -> str:
+    """The sentence's stop, if an abbreviation's stop was it."""
+    return "." if match.group().endswith(".") and _ends_sentence(match) else ""
+
+
+def _international(match: _Match) -> Pieces:
+    text = match.group()
+    if not 8 <= sum(char.isdigit() for char in text) <= 15:
+        return None
+    groups: list[str] = []
+    for run in re.findall(r"\d+", text):
+        while len(run) > 4:
+            groups.append(run[:3])
+            run = run[3:]
+        groups.append(run)
+    return "plus " + ", ".join(digits(group) for group in groups)
+
+
+def _iso_date(match: _Match) -> Pieces:
+    said = _date(int(match.group(3)), int(match.group(2)), match.group(1))
+    if said is None:
+        return None
+    if match.group(4):
+        said += " at " + _time(int(match.group(4)), int(match.group(5)))
+    return said
+
+
+def _figure_date(match: _Match, british: bool) -> Pieces:
+    first, second = int(match.group(1)), int(match.group(3))
+    if match.group(2) == ".":
+        day_first = True  # as the Continent writes it
+    else:
+        day_first = first > 12 or (british and second <= 12)
+    day, month = (first, second) if day_first else (second, first)
+    written = match.group(4)
+    if len(written) == 2:
+        if match.group(2) != "/":
+            return None
+        written = ("20" if int(written) < 70 else "19") + written
+    return _date(day, month, written)
+
+
+def _date(day: int, month: int, written_year: str) -> str | None:
+    if not (1 <= day <= 31 and 1 <= month <= 12):
+        return None
+    return f"{_MONTHS[month - 1]} {ordinal(day)}, {_year(written_year)}"
+
+
+def _year(written: str) -> str:
+    number = int(written)
+    return year(number) if 1000 <= number <= 2999 else amount(written)
+
+
+def _month_day(match: _Match, british: bool) -> Pieces:
+    month = _MONTH_OF[match.group(1) or match.group(2)]
+    day, last = int(match.group(3)), match.group(4)
+    if not 1 <= day <= 31 or (last and not 1 <= int(last) <= 31):
+        return None
+    said = f"{month} {'the ' if british else ''}{ordinal(day)}"
+    if last:
+        said += f" to {ordinal(int(last))}"
+    return said + (f", {_year(match.group(5))}" if match.group(5) else "")
+
+
+def _day_month(match: _Match) -> Pieces:
+    day, month = int(match.group(2)), _MONTH_OF[match.group(3) or match.group(4)]
+    if not 1 <= day <= 31:
+        return None
+    return f"the {ordinal(day)} of {month}" + (f", {_year(match.group(5))}" if match.group(5) else "")
+
+
+def _year_range(match: _Match) -> Pieces:
+    first, last = int(match.group(1)), match.group(2)
+    if len(last) == 2:
+        if int(last) <= first % 100:
+            return None
+        return f"{year(first)} to {cardinal(int(last)) if int(last) > 9 else 'oh ' + cardinal(int(last))}"
+    return f"{year(first)} to {_year(last)}"
+
+
+def _range(match: _Match) -> Pieces:
+    """A hyphen or dash between two figures: "to"; between blanks and not rising it is a minus."""
+    start, end = match.span(1)
+    left, right = match.group(1), re.match(r"[$€£¥₹]? ?([\d,.]*\d)", match.string[match.end() :])
+    if left[-1] in ".,:" or right is None:
+        return None
+    if match.group(2) == " - " and _value(left) >= _value(right.group(1)):
+        return [(start, end), " minus "]
+    symbol = left[0] if left[0] in "$€£¥₹" else ""
+    if symbol and not match.group(3):
+        # "$5-10" is "five to ten dollars"
+        return [(start + 1, end), " to " + symbol]
+    return [(start, end), " to "]
+
+
+def _value(text: str) -> float:
+    figure = re.search(r"\d[\d,]*(?:\.\d+)?", text)
+    return float(figure.group().replace(",", "")) if figure else 0.0
+
+
+def _clock(match: _Match) -> Pieces:
+    hour, minute = int(match.group(1)), int(match.group(2))
+    half = f" {match.group(4).upper()} M" if match.group(4) else ""
+    if match.group(3):
+        said = f"{cardinal(hour)} {_minutes(minute)} and {cardinal(int(match.group(3)))} seconds"
+    elif hour > 24:
+        return f"{cardinal(hour)} {cardinal(minute)}"
+    else:
+        said = _time(hour, minute, clock=not half)
+    return said + half + _kept_stop(match)
+
+
+def _minutes(minute: int) -> str:
+    return cardinal(minute) if minute > 9 else f"oh {cardinal(minute)}"
+
+
+def _time(hour: int, minute: int, *, clock: bool = True) -> str:
+    if minute:
+        return f"{cardinal(hour)} {_minutes(minute)}"
+    if not clock:
+        return cardinal(hour)
+    return f"{cardinal(hour)} o'clock" if 1 <= hour <= 12 else f"{cardinal(hour)} hundred"
+
+
+def _price(match: _Match, symbol: str, whole: str, fraction: str | None, scale: str | None, british: bool) -> Pieces:
+    one, many, cent, cents = _CURRENCIES[symbol]
+    nation = ""
+    if match.re is _PRICE:
+        nation = _NATIONS.get(match.group(2) or "", "")
+    minus = "minus " if match.re is _PRICE and (match.group(1) or match.group(4)) else ""
+    decimals = (fraction or "")[1:]
+    number = whole + ("." + decimals if decimals else "")
+    if scale:
+        return f"{minus}{amount(number, british)} {_SCALES.get(scale, scale)} {nation}{many}"
+    if len(decimals) != 2 or not cent:
+        singular = whole == "1" and not decimals
+        return f"{minus}{amount(number, british)} {nation}{one if singular else many}"
+    minor = int(decimals)
+    parts: list[str] = []
+    if whole.strip("0,") or not minor:
+        parts.append(f"{amount(whole, british)} {nation}{one if whole == '1' else many}")
+    if minor:
+        parts.append(f"{cardinal(minor)} {cent if minor == 1 else cents}")
+    return minus + " and ".join(parts)
+
+
+def _unit(match: _Match) -> Pieces:
+    one, many = _UNITS[match.group(3)]
+    joined = "-" in match.group(2)
+    single = joined or match.group(1) == "1" or match.group(1) in _HALVES or "/" in match.group(1)
+    of = " of a " if match.group(1) in "½¼¾⅓⅔" else " "
+    return [match.span(1), of + (one if single else many)]
+
+
+def _degrees(match: _Match) -> Pieces:
+    scale = match.group(1) or {"℃": "C", "℉": "F"}.get(match.group(), "")
+    return " degrees" + {"C": " Celsius", "F": " Fahrenheit", "K": " Kelvin", "": ""}[scale]
+
+
+def _vulgar(match: _Match) -> Pieces:
+    top, bottom = _HALVES[match.group(2)]
+    if match.group(1):
+        return f"{amount(match.group(1))} and {_parts(top, bottom, article=True)}"
+    return _parts(top, bottom)
+
+
+def _fraction(match: _Match) -> Pieces:
+    top, bottom = int(match.group(2)), int(match.group(3))
+    if match.group(1) is None and (top, bottom) in ((24, 7), (9, 11)):
+        return f"{cardinal(top)} {cardinal(bottom)}"
+    if match.group(1) is None and top == bottom:
+        return f"{cardinal(top)} {cardinal(bottom)}"
+    if 0 < top < bottom and bottom in _PARTS:
+        if match.group(1):
+            return f"{amount(match.group(1))} and {_parts(top, bottom, article=True)}"
+        return _parts(top, bottom)
+    whole = f"{amount(match.group(1))} " if match.group(1) else ""
+    return f"{whole}{amount(match.group(2))} {'over' if bottom in _PARTS and top > bottom else 'out of'} {amount(match.group(3))}"
+
+
+def _parts(top: int, bottom: int, *, article: bool = False) -> str:
+    name = {2: "half", 4: "quarter"}.get(bottom) or ordinal(bottom)
+    if top == 1:
+        return f"{'a' if article else 'one'} {name}"
+    return f"{cardinal(top)} {'halves' if bottom == 2 else name + 's'}"
+
+
+def _decade(century: int, tens: int) -> str:
+    if tens:
+        return f"{cardinal(century)} {_plural(cardinal(tens * 10))}"
+    return "two thousands" if century == 20 else f"{cardinal(century)} hundreds"
+
+
+def _plural(word: str) -> str:
+    return word[:-1] + "ies" if word.endswith("y") else word + "s"
+
+
+def _version(match: _Match) -> Pieces:
+    said = " point ".join(amount(part) for part in match.group(2).split("."))
+    parts = match.group(2).split(".")
+    if len(parts) == 4 and all(len(part) <= 3 for part in parts):
+        said = " dot ".join(amount(part) for part in parts)  # an address on the net
+    return ("version " if match.group(1) else "") + said
+
+
+def _mixed(match: _Match) -> Pieces:
+    """Capitals and figures in one: ``MP3`` "M P three", ``X7K9-22`` character by character."""
+    token = match.group()
+    runs = re.findall(r"[A-Z]+|\d+", token)
+    if token.replace("-", "").isdigit():
+        return None
+    if len(runs) > 3 or (len(runs) == 3 and len(token) > 4):
+        return " ".join(digits(char) if char.isdigit() else char for char in token if char != "-")
+    parts: list[str] = []
+    for run in runs:
+        if run.isdigit():
+            parts.append(
+                digits(run)
+                if len(run) > 4 or (run[0] == "0" and len(run) > 1)
+                else year(int(run))
+                if len(run) == 4
+                else cardinal(int(run))
+            )
+        else:
+            parts.append(run if len(run) > 3 and _is_word(run) else " ".join(run))
+    return " ".join(parts)
+
+
+def _number(match: _Match, british: bool) -> Pieces:
+    """What is left: years where four figures without a comma look like one, else the number; blanks between letters and it."""
+    token, text = match.group(), match.string
+    before, behind = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+    if len(token) == 4 and token.isdigit() and "1100" <= token <= "2099":
+        said = year(int(token))
+    else:
+        said = amount(token, british)
+    return (
+        f"{' ' if before.isalnum() or before in '-/' else ''}{said}{' ' if behind.isalnum() or behind in '-/' else ''}"
+    )
+
+
+# Signs and capitals
+
+_SLASH: Final = re.compile(rf"(?<=[{_W}]) ?/ ?(?=[{_W}])")
+_AMPERSAND: Final = re.compile(" ?& ?")
+_PLUS: Final = re.compile(r"(?<=[\w)]) ?\+ ?(?=[\w(])|(?<=\w)\+(?=[\s.,!?]|\Z)|(?<!\S)\+(?=\w)")
+_SIGNS: Final = {
+    "=": " equals ", "≠": " is not equal to ", "≤": " at most ", "≥": " at least ", "≈": " about ", "±": " plus or minus ", "×": " times ",
+    "÷": " divided by ", "→": " to ", "←": " from ", "⇒": " so ", "∞": " infinity ", "√": " square root of ", "§": " section ", "©": " copyright ",
+    "%": " percent", "€": " euros", "£": " pounds", "°": " degrees", "@": " at ", "π": " pi ", "µ": " micro", "•": ", ",
+}  # fmt: skip
+_SIGN: Final = re.compile("[" + "".join(re.escape(sign) for sign in _SIGNS) + "]")
+_LESS: Final = re.compile(r"(?<=[\w)]) < (?=\S)|(?<=\s)<(?=\d)")
+_MORE: Final = re.compile(r"(?<=[\w)]) > (?=\S)|(?<=\s)>(?=\d)")
+_DOLLAR: Final = re.compile(r"\$(?=\s|\Z)")
+_UNSAID: Final = re.compile(r"[$#\\@]")
+
+_CAPITALS: Final = re.compile(r"(?<![\w.'-])([A-Z]{2,6})(s|'s)?(?![\w'])")
+_SPELLED: Final = words("""
+    FBI CIA NSA USA UK EU UN UAE AI API URL URI CEO CFO CTO COO CIO USB ATM IP UI UX OS IBM UFO IPO IOU ETA DIY EV GPU CPU TPU IDE
+    AWS GUI CLI ISP IRS IQ EQ ID UTC EST EDT CET NBA NFL UCLA MIT USC UPS AC DC AM PM SEO SOS RIP AKA USD EUR AUD ECG EKG EEG MRI DNA
+    RNA HIV IVF ADHD ACLU YMCA VIP FAQ DOB IOT LED OLED OEM ERP AOL
+""")
+_INTERJECTIONS: Final = words("HMM HM SHH SH PSST PFFT BRR GRR TSK MM MHM ZZZ MR MRS MS DR ST JR SR")
+
+
+def _is_word(capitals: str) -> bool:
+    """Whether capitals can be read as a word: they have a vowel."""
+    return any(char in "AEIOUY" for char in capitals)
+
+
+def _capitals(sub: Sub) -> None:
+    sub(_CAPITALS, _spell)
+
+
+def _spell(match: _Match) -> Pieces:
+    """Capitals without a vowel, and some known ones with: letter by letter."""
+    word = match.group(1)
+    if word in _INTERJECTIONS or (_is_word(word) and word not in _SPELLED):
+        return None
+    return " ".join(word) + (match.group(2) or "")
+
+
+def _signs(sub: Sub) -> None:
+    sub(_SLASH, " slash ")
+    sub(_AMPERSAND, " and ")
+    sub(_PLUS, " plus ")
+    sub(_LESS, " less than ")
+    sub(_MORE, " greater than ")
+    sub(_SIGN, lambda match: _SIGNS[match.group()])
+    sub(_UNSAID, " ")
