@@ -1,0 +1,220 @@
+"""Streaming decode that equals decoding everything at once.
+
+The decoder is a stack of convolutions, so a sample depends on a bounded number of frames on either side of its own: its
+reach. A piece of an utterance that is decoded with that many frames of context on both sides is, sample for sample, what
+decoding the whole gives. The first pieces look ahead less, so that sound begins early; the look-ahead then grows to the
+full reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import HiggsAudioV2TokenizerModel
+
+from ..config import Settings
+
+Samples = NDArray[np.float32]
+
+
+class StreamSettings(Settings):
+    """When a stream gives its pieces."""
+
+    ramp: tuple[tuple[int, int], ...] = ((2, 2), (2, 3), (3, 4), (4, 5), (4, 7))
+    """(frames, look-ahead) of the first pieces, in frames. The look-ahead may not shrink."""
+    frames: int = Field(default=12, ge=1)
+    """Frames of a piece after the ramp; a piece takes more when more are there."""
+    max_frames: int = Field(default=50, ge=1)
+    """Frames a piece takes at most, so that one stream does not hold up the others."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if any(frames < 1 or ahead < 0 for frames, ahead in self.ramp):
+            raise ValueError("every piece of the ramp needs at least one frame and a look-ahead of zero or more")
+        if any(after < before for (_, before), (_, after) in zip(self.ramp, self.ramp[1:], strict=False)):
+            raise ValueError("the look-ahead of the ramp must not shrink")
+        if self.max_frames < self.frames:
+            raise ValueError(f"max_frames ({self.max_frames}) must not be below frames ({self.frames})")
+        return self
+
+
+class DecodeStream:
+    """The state of one utterance being decoded: its last frames, and how far the sound has come."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._codes = np.zeros((decoder.num_codebooks, 0), dtype=np.int64)  # [K, T] from frame `_first` on
+        self._first = 0
+        self._received = 0
+        self._done = 0
+        self._finished = False
+
+    @property
+    def received(self) -> int:
+        """Frames pushed."""
+        return self._received
+
+    @property
+    def decoded(self) -> int:
+        """Frames whose sound has been pulled."""
+        return self._done
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is finished and all of its sound has been pulled."""
+        return self._finished and self._done == self._received
+
+    def push(self, frames: NDArray[np.integer]) -> None:
+        """Append codes [K, n]. Codes outside of the codebook (BOS and EOS rows) are clipped to it."""
+        if self._finished:
+            raise RuntimeError("frames were pushed to a DecodeStream after finish()")
+        codes = self._decoder.check(frames)
+        self._codes = np.concatenate([self._codes, codes], axis=1)
+        self._received += codes.shape[1]
+
+    def finish(self) -> None:
+        """No more frames: the rest needs no look-ahead any more; idempotent."""
+        self._finished = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether `pull` would give sound."""
+        return self._plan() is not None
+
+    def pull(self) -> Samples:
+        """The next samples [n], float32; empty when nothing is ready. Repeat while `ready`."""
+        return self._decoder.decode_ready([self])[0]
+
+    def _plan(self) -> tuple[int, int] | None:
+        """The next piece: (its frames, frames after it that are looked at)."""
+        settings, reach = self._decoder.settings, self._decoder.reach
+        left = self._received - self._done
+        if self._finished:
+            if left == 0:
+                return None
+            return (
+                (left, 0)
+                if left <= settings.max_frames
+                else (settings.max_frames, min(reach, left - settings.max_frames))
+            )
+        start = 0
+        for frames, ahead in settings.ramp:
+            if self._done < start + frames:
+                frames -= self._done - start
+                return (frames, ahead) if left >= frames + ahead else None
+            start += frames
+        frames = min(left - reach, settings.max_frames)
+        return (frames, reach) if frames >= settings.frames else None
+
+    def _window(self, frames: int, ahead: int) -> tuple[NDArray[np.int64], int]:
+        """Codes of a piece with its context, [K, n], and how many frames of context stand before the piece."""
+        before = min(self._done, self._decoder.reach)
+        begin = self._done - before - self._first
+        return self._codes[:, begin : begin + before + frames + ahead], before
+
+    def _advance(self, frames: int) -> None:
+        self._done += frames
+        drop = max(0, self._done - self._decoder.reach - self._first)
+        self._codes = self._codes[:, drop:]
+        self._first += drop
+
+
+class Decoder:
+    """The codec's decoder, for any number of streams; not thread-safe: one engine, one worker, one `Decoder`."""
+
+    def __init__(self, codec: HiggsAudioV2TokenizerModel, settings: StreamSettings | None = None) -> None:
+        """`codec` is used as it is: its device, its dtype (float32 for equality to 1e-5), in evaluation mode."""
+        self.settings = settings or StreamSettings()
+        self._codec = codec.eval()
+        self.num_codebooks = int(codec.config.num_quantizers)
+        self.codebook_size = int(codec.config.codebook_size)
+        self.hop = int(codec.config.hop_length)
+        """Samples a frame."""
+        self.reach = reach(codec.acoustic_decoder)
+        """Frames on either side that a sample depends on."""
+        self.fingerprint = fingerprint(codec)
+
+    def check(self, frames: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Codes [K, n] as int64, clipped to the codebook."""
+        codes = np.asarray(frames)
+        if codes.ndim != 2 or codes.shape[0] != self.num_codebooks or not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(
+                f"codes must be integers of shape [{self.num_codebooks}, n], not {codes.dtype} {list(codes.shape)}"
+            )
+        return np.clip(codes, 0, self.codebook_size - 1).astype(np.int64)
+
+    def decode(self, codes: NDArray[np.integer]) -> Samples:
+        """Decode codes [K, T] whole: float32 [T * hop]. Codes outside of the codebook are clipped to it."""
+        checked = self.check(codes)
+        if checked.shape[1] == 0:
+            return np.zeros(0, dtype=np.float32)
+        return self._run([checked])[0]
+
+    def open(self) -> DecodeStream:
+        """A stream for one utterance; its first and last samples are those of the utterance decoded alone."""
+        return DecodeStream(self)
+
+    def decode_ready(self, streams: Sequence[DecodeStream]) -> list[Samples]:
+        """The next piece of every stream (empty where nothing is ready), windows of equal length in one batch."""
+        out = [np.zeros(0, dtype=np.float32) for _ in streams]
+        groups: dict[int, list[tuple[int, int, int, NDArray[np.int64]]]] = {}
+        for place, stream in enumerate(streams):
+            plan = stream._plan()  # pyright: ignore[reportPrivateUsage]
+            if plan is not None:
+                window, before = stream._window(*plan)  # pyright: ignore[reportPrivateUsage]
+                groups.setdefault(window.shape[1], []).append((place, plan[0], before, window))
+        for group in groups.values():
+            sounds = self._run([window for *_, window in group])
+            for (place, frames, before, _), sound in zip(group, sounds, strict=True):
+                out[place] = sound[before * self.hop : (before + frames) * self.hop].copy()
+                streams[place]._advance(frames)  # pyright: ignore[reportPrivateUsage]
+        return out
+
+    def _run(self, windows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Decode windows [B][K, n]: [B, n * hop]."""
+        with torch.inference_mode():
+            codes = torch.from_numpy(np.stack(windows)).to(self._codec.device)  # [B, K, n]
+            sound = self._codec.decode(codes, return_dict=False)  # [B, 1, n * hop]
+            return sound[:, 0].float().cpu().numpy()
+
+
+def reach(decoder: nn.Module) -> int:
+    """Frames on either side of a frame that its samples depend on.
+
+    Walks the convolutions from the waveform back to the frames and keeps the range of input positions that one frame of
+    output can see.
+    """
+    layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)]
+    hop = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.ConvTranspose1d))
+    low, high = 0, hop - 1
+    for layer in reversed(layers):
+        kernel, stride = layer.kernel_size[0], layer.stride[0]
+        dilation, padding = layer.dilation[0], int(layer.padding[0])
+        if isinstance(layer, nn.ConvTranspose1d):
+            # output o takes inputs i with 0 <= o + padding - i * stride <= (kernel - 1) * dilation
+            low = -((dilation * (kernel - 1) - padding - low) // stride)
+            high = (high + padding) // stride
+        else:
+            low = low * stride - padding
+            high = high * stride - padding + dilation * (kernel - 1)
+    return max(-low, high)
+
+
+def fingerprint(codec: HiggsAudioV2TokenizerModel) -> str:
+    """A short hash of the weights that turn codes into sound: equal for codecs whose codes mean the same sound."""
+    digest = hashlib.sha256()
+    for module in (codec.quantizer, codec.fc2, codec.acoustic_decoder):
+        for name, tensor in sorted(module.state_dict().items()):
+            if name.endswith(("cluster_size", "embed_avg", "inited")) or "project_in" in name:
+                continue  # bookkeeping of the training, and the encoder's side
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
