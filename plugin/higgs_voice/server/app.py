@@ -15,7 +15,7 @@ import hmac
 import logging
 import signal
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
     from starlette.requests import HTTPConnection
+    from starlette.types import Receive, Scope, Send
 
     from .metrics import Metrics
     from .speech import FORMATS, SpeechBody, as_events, encoded
@@ -101,7 +102,7 @@ class Line:
 
 
 class App:
-    """The routes and what they share. `app` is the ASGI application; the engine is started by whoever owns it."""
+    """The ASGI application. The engine is started by whoever owns it."""
 
     def __init__(self, engine: Synthesizer, settings: ServerSettings) -> None:
         self.engine = engine
@@ -111,17 +112,18 @@ class App:
         self.voices = Voices(settings.voices)
         self.ready = False
         self._rate = Bucket(settings.max_requests_per_minute, self.hub.clock)
-        self.app = FastAPI(title="higgs-voice", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-        self.app.add_api_websocket_route(wire.PATH, self.websocket)
-        self.app.add_api_route("/v1/audio/speech", self.speech, methods=["POST"], response_model=None)
-        self.app.add_api_route("/v1/voices", self.list_voices, methods=["GET"])
-        self.app.add_api_route("/v1/load", self.load, methods=["GET"])
-        self.app.add_api_route("/metrics", self.prometheus, methods=["GET"])
-        self.app.add_api_route("/healthz", self.healthz, methods=["GET"])
-        self.app.add_api_route("/readyz", self.readyz, methods=["GET"])
-        self.app.add_exception_handler(HiggsVoiceError, _on_error)  # type: ignore[arg-type]  # pyright: ignore
-        self.app.add_exception_handler(RequestValidationError, _on_invalid)  # type: ignore[arg-type]  # pyright: ignore
-        self.app.middleware("http")(self._guard)
+        self._routes = FastAPI(
+            title="higgs-voice", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
+        )
+        self._routes.add_api_websocket_route(wire.PATH, self.websocket)
+        self._routes.add_api_route("/v1/audio/speech", self.speech, methods=["POST"], response_model=None)
+        self._routes.add_api_route("/v1/voices", self.list_voices, methods=["GET"])
+        self._routes.add_api_route("/v1/load", self.load, methods=["GET"])
+        self._routes.add_api_route("/metrics", self.prometheus, methods=["GET"])
+        self._routes.add_api_route("/healthz", self.healthz, methods=["GET"])
+        self._routes.add_api_route("/readyz", self.readyz, methods=["GET"])
+        self._routes.add_exception_handler(HiggsVoiceError, _on_error)  # type: ignore[arg-type]  # pyright: ignore
+        self._routes.add_exception_handler(RequestValidationError, _on_invalid)  # type: ignore[arg-type]  # pyright: ignore
 
     # Who may come in
 
@@ -141,14 +143,22 @@ class App:
             return 403, f"a server without a token is not reached as {host!r}; use 127.0.0.1"
         return None
 
-    async def _guard(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    def _http_refusal(self, request: HTTPConnection) -> Response | None:
         if request.url.path not in ("/healthz", "/readyz") and (refusal := self._refusal(request)) is not None:
             self.metrics.refusals.labels("token").inc()
             return _json_error(*refusal)
-        length = request.headers.get("content-length")
-        if request.method == "POST" and (length is None or not length.isdigit() or int(length) > _MAX_BODY):
-            return _json_error(413, f"a request needs a Content-Length of at most {_MAX_BODY} bytes")
-        return await call_next(request)
+        if request.scope["method"] == "POST":
+            length = request.headers.get("content-length", "")
+            if not length.isdigit() or int(length) > _MAX_BODY:
+                return _json_error(413, f"a request needs a Content-Length of at most {_MAX_BODY} bytes")
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application: the door, then the routes."""
+        if scope["type"] == "http" and (refusal := self._http_refusal(HTTPConnection(scope))) is not None:
+            await refusal(scope, receive, send)
+        else:
+            await self._routes(scope, receive, send)
 
     # Routes
 
@@ -205,8 +215,8 @@ class App:
             raise RefusedError("the input holds nothing that can be spoken") from None
         pieces = encoded(_again(first, sound), body.response_format)
         if body.stream_format == "sse":
-            return StreamingResponse(as_events(pieces), media_type="text/event-stream")
-        return StreamingResponse(pieces, media_type=FORMATS[body.response_format])
+            return _Stream(as_events(pieces), media_type="text/event-stream")
+        return _Stream(pieces, media_type=FORMATS[body.response_format])
 
     async def _spoken(self, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
         from ..conversation.session import SessionSettings, VoiceSession
@@ -316,6 +326,17 @@ async def _on_invalid(_: Request, error: RequestValidationError) -> Response:
     return _json_error(400, f"{where}: {item['msg']}")
 
 
+class _Stream(StreamingResponse):
+    """Ends its generator, and with it the speech, when the caller hangs up."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if isinstance(self.body_iterator, AsyncGenerator):
+                await self.body_iterator.aclose()
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn without its signal handlers: `Server` decides what a signal means."""
 
@@ -357,7 +378,7 @@ class Server:
         """Bind, start the engine, take connections. `/healthz` answers while the engine loads. Errors: `SettingsError`."""
         self._sockets = [_bind(self.settings.host, self.settings.port)]
         config = uvicorn.Config(
-            self._app.app,
+            self._app,
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -405,6 +426,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(128)
         listener.setblocking(False)
     except OSError as error:
         raise SettingsError(

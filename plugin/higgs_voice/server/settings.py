@@ -16,37 +16,37 @@ class ServerSettings(Settings):
     """A server's address, door and limits. Every limit has its own refusal, which says what it is."""
 
     host: str = "127.0.0.1"
-    port: int = Field(DEFAULT_PORT, ge=0, le=65535)
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """0 takes a free one."""
-    token: str | None = Field(None, min_length=8, repr=False)
+    token: str | None = Field(default=None, min_length=8, repr=False)
     """Bearer token that every request must carry; needed for any host but loopback."""
     voices: Path | None = None
     """Folder of voices that requests may name."""
 
-    max_connections: int = Field(64, ge=1)
-    max_sessions: int = Field(64, ge=1)
+    max_connections: int = Field(default=64, ge=1)
+    max_sessions: int = Field(default=64, ge=1)
     """Sessions of all clients together."""
-    max_streams: int = Field(16, ge=1)
+    max_streams: int = Field(default=16, ge=1)
     """Chunks spoken at once that count as full load; more are accepted and wait in the engine's queue."""
-    max_text: int = Field(4096, ge=1)
+    max_text: int = Field(default=4096, ge=1)
     """Characters of one chunk, and of one HTTP request."""
-    max_clip_s: float = Field(30.0, gt=0.0)
-    max_chunks_per_minute: int = Field(600, ge=1)
+    max_clip_s: float = Field(default=30.0, gt=0.0)
+    max_chunks_per_minute: int = Field(default=600, ge=1)
     """Of one client."""
-    max_requests_per_minute: int = Field(120, ge=1)
+    max_requests_per_minute: int = Field(default=120, ge=1)
     """HTTP requests for speech, of all callers together."""
-    max_http_streams: int = Field(8, ge=1)
+    max_http_streams: int = Field(default=8, ge=1)
     """HTTP answers spoken at once."""
-    max_window_s: float = Field(30.0, gt=0.0)
+    max_window_s: float = Field(default=30.0, gt=0.0)
     """Audio that a client may have sent ahead of what it took."""
-    max_store_mb: float = Field(16.0, gt=0.0)
+    max_store_mb: float = Field(default=16.0, gt=0.0)
     """Exchanges kept for one client, so that it need not send them again."""
 
-    grace_s: float = Field(30.0, ge=0.0)
+    grace_s: float = Field(default=30.0, ge=0.0)
     """How long the sessions of a broken connection are kept."""
-    drain_s: float = Field(30.0, ge=0.0)
+    drain_s: float = Field(default=30.0, ge=0.0)
     """How long a shutdown waits for what is being said."""
-    ping_s: float = Field(10.0, gt=0.0)
+    ping_s: float = Field(default=10.0, gt=0.0)
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import struct
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal, Protocol
 
@@ -21,7 +21,6 @@ FORMATS: dict[str, str] = {
     "wav": "audio/wav",
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
-    "flac": "audio/flac",
 }
 
 
@@ -37,7 +36,7 @@ class SpeechBody(BaseModel):
     voice: str | None = None
     instructions: str | None = None
     """A description of the speaker, for voices that have none of their own."""
-    response_format: Literal["pcm", "wav", "mp3", "opus", "flac"] = "wav"
+    response_format: Literal["pcm", "wav", "mp3", "opus"] = "wav"
     stream_format: Literal["audio", "sse"] = "audio"
     speed: float = 1.0
     seed: int | None = Field(None, ge=0)
@@ -78,19 +77,25 @@ class Wav:
 
 
 class Compressed:
-    """mp3, opus (in ogg) and flac, by libsndfile."""
+    """mp3 and opus (in ogg), by libsndfile."""
 
-    def __init__(self, kind: Literal["mp3", "opus", "flac"]) -> None:
+    def __init__(self, kind: Literal["mp3", "opus"]) -> None:
         try:
             import soundfile
         except (ImportError, OSError) as error:
             raise DependencyError(f"{kind} needs soundfile: pip install soundfile") from error
         self._buffer = io.BytesIO()
-        container, coding = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16")}[
-            kind
-        ]
+        container, coding = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS")}[kind]
+        # A player tells how long a streamed mp3 is from its bit rate, so that must not vary.
         self._file = soundfile.SoundFile(
-            self._buffer, "w", samplerate=SAMPLE_RATE, channels=1, format=container, subtype=coding
+            self._buffer,
+            "w",
+            samplerate=SAMPLE_RATE,
+            channels=1,
+            format=container,
+            subtype=coding,
+            bitrate_mode="CONSTANT" if kind == "mp3" else None,
+            compression_level=0.5 if kind == "mp3" else None,
         )
         self._sent = 0
 
@@ -112,19 +117,20 @@ def encoder(kind: str) -> Encoder:
     match kind:
         case "pcm":
             return Pcm()
-        case "mp3" | "opus" | "flac":
+        case "mp3" | "opus":
             return Compressed(kind)
         case _:
             return Wav()
 
 
-async def encoded(sound: AsyncIterable[bytes], kind: str) -> AsyncGenerator[bytes]:
+async def encoded(sound: AsyncGenerator[bytes], kind: str) -> AsyncGenerator[bytes]:
     """PCM to a file of `kind`, piece by piece."""
-    with_head = encoder(kind)
-    async for pcm in sound:
-        if data := with_head.encode(pcm):
-            yield data
-    if data := with_head.finish():
+    file = encoder(kind)
+    async with aclosing(sound):
+        async for pcm in sound:
+            if data := file.encode(pcm):
+                yield data
+    if data := file.finish():
         yield data
 
 
