@@ -250,3 +250,93 @@ def _assemble(
         sample_rate=int(codec.config.sample_rate),
     )
     return Loaded(name, model, tokenizer, processor, codec, device, dtype, limits)
+
+
+# Stand-in for the published tokenizer: its ids for the tokens that prompts are built from.
+_SPECIAL = {
+    "<|begin_of_text|>": 128000,
+    "<|end_of_text|>": 128001,
+    "<|start_header_id|>": 128006,
+    "<|end_header_id|>": 128007,
+    "<|eot_id|>": 128009,
+    "<|audio_bos|>": 128011,
+    "<|audio_eos|>": 128012,
+    "<|audio_out_bos|>": 128013,
+    "<|reserved_special_token_6|>": 128014,
+    "<|AUDIO|>": 128015,
+    "<|AUDIO_OUT|>": 128016,
+    "<|scene_desc_start|>": 128017,
+    "<|scene_desc_end|>": 128018,
+}
+_COMMON = (
+    "the of and to in a is that for it as was with be by on not he this are or his from at which but have an had they you "
+    "were their one all we can her has there been if more when will would who so no she other its may these what them than "
+    "some him time into only do such my new about out also two any up first could our then most see me should after said "
+    "your very between made many over did down where how people through just because good each those way like long make "
+    "work well know need want give right think say help great back before much"
+)
+
+
+def stand_in_tokenizer() -> Any:
+    """A tokenizer with the published one's special ids and a small English vocabulary, for models with random weights.
+
+    Common words are one token each and other text is cut into bytes, so a sentence takes somewhat more tokens than with
+    the published vocabulary of 128,000.
+    """
+    words = {piece: None for word in _COMMON.split() for piece in (word, "Ġ" + word)}
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        built = word[0]
+        for letter in word[1:]:
+            if (built, letter) not in merges:
+                merges.append((built, letter))
+            built += letter
+            vocabulary.setdefault(built, len(vocabulary))
+    backend = Tokenizer(models.BPE(vocab={**vocabulary, **_SPECIAL}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    with (NANO / "model" / "chat_template.jinja").open(encoding="utf-8") as template:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token="<|begin_of_text|>",
+            eos_token="<|eot_id|>",
+            pad_token="<|end_of_text|>",
+            chat_template=template.read(),
+        )
+
+
+def random_model(
+    shape: str = "3b",
+    *,
+    layers: int | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    seed: int = 0,
+) -> Loaded:
+    """The published model's true shapes with random weights, made on the device: for timing, and for tests of shapes.
+
+    ``layers`` None is all 28. Errors: `ModelNotFoundError` for a shape other than ``3b``.
+    """
+    if shape != "3b":
+        raise ModelNotFoundError(f"there is no shape {shape!r} for a model with random weights; use '3b'")
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    config: Any = HiggsAudioV2Config(codebook_size=1026, **({} if layers is None else {"num_hidden_layers": layers}))
+    model = _random(HiggsAudioV2ForConditionalGeneration, config, where, kind, seed)
+    codec = _random(HiggsAudioV2TokenizerModel, HiggsAudioV2TokenizerConfig(), where, torch.float32, seed)
+    extractor = DacFeatureExtractor(sampling_rate=codec.config.sample_rate, hop_length=1)
+    return _assemble(f"random-{shape}", model, codec, stand_in_tokenizer(), extractor, where, kind)
+
+
+def _random(cls: Any, config: Any, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
+    """A network with the class's own initialisation, made on the device."""
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device), quiet():
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            return cls(config).eval()
+        finally:
+            torch.set_default_dtype(before)

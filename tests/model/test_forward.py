@@ -1,0 +1,117 @@
+"""Our forward pass against the model class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from higgs_voice.errors import CheckpointError
+from higgs_voice.model.forward import Forward
+from higgs_voice.model.kv import ContiguousPool, KvPool, KvShape
+from higgs_voice.model.prompt import Rows
+
+from tests.model.oracle import next_logits
+
+
+def mixed(config: Any, length: int, seed: int) -> Rows:
+    """Text and audio rows in stretches of random length."""
+    rng = np.random.default_rng(seed)
+    parts: list[Rows] = []
+    while sum(map(len, parts)) < length:
+        count = int(rng.integers(1, 20))
+        if rng.random() < 0.5:
+            parts.append(Rows.of_text(rng.integers(3, 240, size=count).astype(np.int32), config.num_codebooks))
+        else:
+            codes = rng.integers(0, config.codebook_size, size=(count, config.num_codebooks)).astype(np.int16)
+            parts.append(Rows.of_audio(codes, config.audio_token_id))
+    return Rows.concat(parts)[:length]
+
+
+def run(forward: Forward, pool: KvPool, rows: Rows, piece: int) -> torch.Tensor:
+    """Next-step logits [K, V] after prefilling rows into a new slot."""
+    slot = pool.acquire()
+    slot.reserve(len(rows))
+    hidden = torch.empty(0)
+    for start in range(0, len(rows), piece):
+        part = rows[start : start + piece]
+        hidden = forward.prefill(
+            torch.from_numpy(part.tokens.astype(np.int64)),
+            torch.from_numpy(part.codes.astype(np.int64)),
+            torch.from_numpy(np.flatnonzero(part.audio)),
+            torch.from_numpy(np.flatnonzero(~part.audio)),
+            slot.length,
+            pool.prefill(slot, len(part)),
+        )
+        slot.append(part)
+    return forward.logits(hidden[-1:])[0]
+
+
+def pool_for(model: Any) -> KvPool:
+    config = model.config
+    shape = KvShape(
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        config.head_dim,
+        torch.float32,
+        torch.device("cpu"),
+        config.num_codebooks,
+    )
+    return ContiguousPool(shape, max_rows=10_000)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64, 500])
+def test_mixed_rows_of_the_published_configuration(tiny: Any, piece: int) -> None:
+    rows = mixed(tiny.config, 90, seed=piece)
+    expected = next_logits(tiny, rows)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(run(Forward(tiny), pool_for(tiny), rows, piece), expected, atol=1e-4, rtol=0)
+
+
+def test_positions_reach_as_far_as_the_context(tiny: Any) -> None:
+    rows = mixed(tiny.config, 2100, seed=3)
+    torch.testing.assert_close(
+        run(Forward(tiny), pool_for(tiny), rows, 700), next_logits(tiny, rows), atol=1e-4, rtol=0
+    )
+
+
+def test_decoding_equals_prefilling(tiny: Any) -> None:
+    rows = mixed(tiny.config, 40, seed=5)
+    forward, pool = Forward(tiny), pool_for(tiny)
+    run(forward, pool, rows, 64)
+    run(forward, pool, rows[:23], 64)
+    slots = list(pool._slots.values())
+    audio = mixed(tiny.config, 400, seed=6)
+    audio = audio[audio.audio][:12]
+    contexts = [rows, rows[:23]]
+    for start in range(0, 12, 2):
+        codes = torch.from_numpy(audio.codes[start : start + 2].astype(np.int64))
+        for slot in slots:
+            slot.reserve(slot.length + 1)
+        logits = forward.decode(codes, torch.tensor([slot.length for slot in slots]), pool.decode(slots))
+        for index, slot in enumerate(slots):
+            fed = audio[start + index : start + index + 1]
+            slot.append(fed)
+            contexts[index] = contexts[index] + fed
+            torch.testing.assert_close(logits[index], next_logits(tiny, contexts[index]), atol=1e-4, rtol=0)
+
+
+def test_nano(runner: Any, oracle: Any, codes: Any) -> None:
+    rows = runner.prompts.prefix("Hi.", "Here.", ("SPEAKER0: warm",), [("Clip.", codes(30))])
+    rows += runner.prompts.exchange("One.", codes(12, seed=1)) + runner.prompts.opening("Two.")
+    torch.testing.assert_close(
+        run(runner.forward, pool_for(runner.loaded.model), rows, 64), oracle.logits(rows), atol=1e-4, rtol=0
+    )
+
+
+def test_the_model_class_shares_the_stacked_weights(tiny: Any) -> None:
+    forward = Forward(tiny)
+    attention = tiny.model.layers[1].self_attn
+    assert attention.k_proj.weight.untyped_storage().data_ptr() == forward.layers[1].qkv.untyped_storage().data_ptr()
+
+
+def test_a_checkpoint_with_biases_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny.config, "attention_bias", True)
+    with pytest.raises(CheckpointError, match="biases"):
+        Forward(tiny)

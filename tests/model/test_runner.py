@@ -1,0 +1,255 @@
+"""The engine's core against transformers' `generate`, and its own promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from higgs_voice.config import Sampling
+from higgs_voice.errors import EngineBusyError
+from higgs_voice.model.delay import revert_delay
+from higgs_voice.model.kv import KvSlot
+from higgs_voice.model.prompt import Rows
+from higgs_voice.model.runner import Generation, Runner
+
+from tests.model.oracle import Oracle
+
+GREEDY = Sampling(temperature=0.0, ras_win_len=None, max_new_tokens=24)
+SYSTEM = "Generate audio following instruction."
+WORDS = ["Yes.", "Hello there.", "No way!", "Go on.", "It is.", "Why not?", "Good.", "Is it?", "Not yet.", "Bye now."]
+
+
+@pytest.fixture
+def slot(runner: Runner) -> Iterator[KvSlot]:
+    slot = runner.pool.acquire()
+    yield slot
+    slot.release()
+
+
+def speak(runner: Runner, generation: Generation) -> np.ndarray:
+    """Step to the end; all rows [n, K], the all-BOS row first."""
+    rows = [generation.row]
+    while not (generation.finished or generation.exhausted):
+        result = runner.step([generation])[0]
+        assert result.row is not None
+        rows.append(result.row)
+    return np.array(rows)
+
+
+def test_ten_chunks_with_a_window_of_three_are_transformers(runner: Runner, oracle: Oracle, slot: KvSlot) -> None:
+    """Ours reuses keys and values by the longest common prefix; transformers prefills every prompt from nothing."""
+    prefix = runner.prompts.prefix(SYSTEM, "A quiet room.", ("SPEAKER0: warm",))
+    window: list[Rows] = []
+    reused = 0
+    for text in WORDS:
+        context = Rows.concat([prefix, *window])
+        alignment = runner.align(slot, context + runner.prompts.opening(text))
+        reused += alignment.reused
+        expected = oracle.generate(slot.rows, max_new_tokens=GREEDY.max_new_tokens)
+        rows = speak(runner, runner.start(slot, GREEDY, seed=0))
+        np.testing.assert_array_equal(rows, expected)
+        codes = revert_delay(rows, bos=runner.bos, eos=runner.eos)
+        window = [*window, runner.prompts.exchange(text, codes)][-3:]
+        whole = context + window[-1]
+        assert runner.align(slot, whole).complete
+        torch.testing.assert_close(runner.logits(slot), oracle.logits(whole), atol=1e-4, rtol=0)
+    assert reused > 500
+
+
+def test_the_next_chunk_prefills_only_what_is_new(runner: Runner, slot: KvSlot) -> None:
+    context = runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello there.")
+    runner.align(slot, context)
+    rows = speak(runner, runner.start(slot, Sampling(temperature=0.0, ras_win_len=None, max_new_tokens=150), seed=0))
+    assert (rows[-1] == runner.eos).all()
+    codes = revert_delay(rows, bos=runner.bos, eos=runner.eos)
+    whole = runner.prompts.prefix(SYSTEM) + runner.prompts.exchange("Hello there.", codes)
+    # The staircase of EOS and the end of the message at most.
+    assert runner.align(slot, whole).prefilled <= runner.num_codebooks + 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rollback_anywhere_leaves_no_trace(runner: Runner, slot: KvSlot, codes: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    prefix = runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(20, seed=9))])
+    exchanges = [runner.prompts.exchange(WORDS[n], codes(int(rng.integers(1, 25)), seed=n)) for n in range(4)]
+    runner.align(slot, Rows.concat([prefix, *exchanges]))
+    for _ in range(3):
+        kept = codes(int(rng.integers(0, 12)), seed=int(rng.integers(9)))
+        cut = Rows.concat([prefix, *exchanges[: rng.integers(0, 4)], runner.prompts.exchange("cut.", kept)])
+        if rng.random() < 0.5:  # somewhere inside, also within text
+            slot.crop(int(rng.integers(1, slot.length)))
+        runner.align(slot, cut)
+        fresh = runner.pool.acquire()
+        runner.align(fresh, cut)
+        assert slot.rows.common_prefix(fresh.rows) == slot.length == fresh.length
+        torch.testing.assert_close(runner.logits(slot), runner.logits(fresh), atol=1e-4, rtol=0)
+        fresh.release()
+
+
+def test_a_shared_prefix_is_as_good_as_ones_own(runner: Runner, slot: KvSlot, codes: Any) -> None:
+    prefix = runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(40))])
+    voice = runner.pool.acquire()
+    runner.align(voice, prefix)
+    slot.copy_from(voice, len(prefix))
+    voice.release()
+    opening = runner.prompts.opening("Hello.")
+    assert runner.align(slot, prefix + opening).prefilled == len(opening)
+    fresh = runner.pool.acquire()
+    runner.align(fresh, prefix + opening)
+    torch.testing.assert_close(runner.logits(slot), runner.logits(fresh), atol=1e-4, rtol=0)
+    fresh.release()
+
+
+FOUR = [
+    (Sampling(max_new_tokens=30), 11, "Hello there.", 0),
+    (GREEDY, 0, "No.", 9),
+    (Sampling(temperature=1.1, top_k=20, ras_win_len=3, ras_win_max_num_repeat=1, max_new_tokens=21), 12, "Why?", 30),
+    (Sampling(temperature=0.3, top_p=0.5, max_new_tokens=90), 13, "Yes, of course.", 3),
+]
+
+
+def begin(runner: Runner, index: int, codes: Any) -> Generation:
+    sampling, seed, text, frames = FOUR[index]
+    slot = runner.pool.acquire()
+    context = runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(frames, seed=index))] if frames else ())
+    runner.align(slot, context + runner.prompts.opening(text))
+    return runner.start(slot, sampling, seed)
+
+
+def test_four_together_speak_as_each_alone(runner: Runner, codes: Any) -> None:
+    """Other contexts, settings, starts and ends: the same rows to the last bit of the logits' order."""
+    alone: list[np.ndarray] = []
+    for index in range(4):
+        generation = begin(runner, index, codes)
+        alone.append(speak(runner, generation))
+        generation.slot.release()
+    generations = [begin(runner, index, codes) for index in range(4)]
+    together: list[list[np.ndarray]] = [[generation.row] for generation in generations]
+    for tick in range(200):
+        active = [
+            generation
+            for index, generation in enumerate(generations)
+            if tick >= 3 * index and not (generation.finished or generation.exhausted)
+        ]
+        if not active and tick > 9:
+            break
+        if tick % 2:
+            active.reverse()
+        for result in runner.step(active):
+            assert result.row is not None
+            together[generations.index(result.generation)].append(result.row)
+    for index in range(4):
+        np.testing.assert_array_equal(np.array(together[index]), alone[index])
+        generations[index].slot.release()
+
+
+def test_logits_are_the_same_bits_in_every_company(runner: Runner, codes: Any) -> None:
+    """In float32 on a CPU a row's sums do not depend on how many rows share the matrix product."""
+    generations = [begin(runner, index, codes) for index in range(4)]
+
+    def decode(which: list[int]) -> torch.Tensor:
+        slots = [generations[index].slot for index in which]
+        lines = torch.tensor([slot.index for slot in slots])
+        return runner.forward.decode(*runner.sampler.last(lines), runner.pool.decode(slots))
+
+    for generation in generations:
+        generation.slot.reserve(generation.slot.length + 1)
+    whole = decode([0, 1, 2, 3])
+    for which in ([0], [2], [1, 3], [3, 0, 1]):
+        assert torch.equal(decode(which), whole[which])
+    for generation in generations:
+        generation.slot.release()
+
+
+def test_seeds_repeat_and_differ(runner: Runner, codes: Any) -> None:
+    def once(seed: int) -> list[list[int]]:
+        slot = runner.pool.acquire()
+        runner.align(slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello."))
+        rows = speak(runner, runner.start(slot, Sampling(max_new_tokens=12), seed)).tolist()
+        slot.release()
+        return rows
+
+    assert once(5) == once(5)
+    assert once(5) != once(6)
+
+
+def test_repetition_aware_sampling_looks_at_the_contexts_audio(runner: Runner, oracle: Oracle, slot: KvSlot) -> None:
+    """transformers' window reaches back over the all-BOS row into the audio before it."""
+    clip = np.full((8, 30), 17, dtype=np.int16)
+    runner.align(slot, runner.prompts.prefix(SYSTEM, None, (), [("Clip.", clip)]) + runner.prompts.opening("Hello."))
+    runner.start(slot, Sampling(ras_win_len=12), 0)
+    window = runner.sampler.ints[slot.index, 3:].view(-1, 8)[-12:]
+    expected = torch.from_numpy(slot.rows.codes[slot.rows.audio][-11:].astype(np.int64))
+    assert torch.equal(window[:-1], expected)
+    assert (window[-1] == runner.bos).all()
+
+
+def test_a_prefill_stops_within_a_piece(runner: Runner, slot: KvSlot, codes: Any) -> None:
+    rows = runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(300))])
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 3
+
+    alignment = runner.align(slot, rows, should_stop=stop)
+    assert (alignment.complete, alignment.prefilled, slot.length) == (False, 128, 128)
+    assert runner.align(slot, rows).reused == 128
+    fresh = runner.pool.acquire()
+    runner.align(fresh, rows)
+    torch.testing.assert_close(runner.logits(slot), runner.logits(fresh), atol=1e-4, rtol=0)
+    fresh.release()
+
+
+def test_frames_are_the_codes_of_the_rows(runner: Runner, slot: KvSlot) -> None:
+    runner.align(slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello there."))
+    generation = runner.start(slot, Sampling(max_new_tokens=40), 3)
+    rows, frames = [generation.row], []
+    while not (generation.finished or generation.exhausted):
+        result = runner.step([generation])[0]
+        assert result.row is not None
+        rows.append(result.row)
+        if result.frame is not None:
+            frames.append(result.frame)
+    codes = revert_delay(np.array(rows), bos=runner.bos, eos=runner.eos)
+    assert generation.frames == len(frames) == codes.shape[1] > 5
+    np.testing.assert_array_equal(np.array(frames).T, codes)
+    np.testing.assert_array_equal(slot.rows.codes[slot.rows.audio], np.array(rows)[:-1])
+
+
+def test_steps_are_launched_before_the_last_ones_are_read(runner: Runner, slot: KvSlot) -> None:
+    runner.align(slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello."))
+    rows = speak(runner, runner.start(slot, GREEDY, 0))
+    runner.align(slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello."))
+    generation = runner.start(slot, GREEDY, 0)
+    ahead = [generation.row]
+    for _ in range(8):
+        result = runner.launch([generation]).results()[0]
+        assert result.row is not None
+        ahead.append(result.row)
+    np.testing.assert_array_equal(np.array(ahead), rows[:9])
+
+
+def test_full_memory_refuses_one_and_the_others_go_on(nano: Any, codes: Any) -> None:
+    runner = Runner(nano, max_rows=512 + 300)
+    long, short = runner.pool.acquire(), runner.pool.acquire()
+    runner.align(short, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello."))
+    rows = runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(480))]) + runner.prompts.opening("Hello.")
+    runner.align(long, rows)
+    one, two = runner.start(long, GREEDY, 0), runner.start(short, GREEDY, 0)
+    errors, steps = 0, 0
+    for _ in range(80):
+        for result in runner.step([one, two]):
+            if result.error is not None:
+                assert result.generation is one
+                errors += 1
+            elif result.generation is two:
+                steps += 1
+    assert steps == 80
+    assert errors > 0
+    with pytest.raises(EngineBusyError):
+        runner.align(long, rows + rows)

@@ -1,0 +1,247 @@
+"""The sampler against transformers' own processors, by exact probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from higgs_voice.config import Sampling
+from higgs_voice.model.sampling import BLOCK, Sampler, filtered, invert, uniforms
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+K, V, BOS, EOS = 4, 34, 32, 33
+NO_HISTORY = np.zeros((0, K), dtype=np.int16)
+
+
+def make(lines: int = 4) -> Sampler:
+    return Sampler(lines, K, V, bos=BOS, eos=EOS, device=torch.device("cpu"))
+
+
+def logits_for(rows: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
+    return torch.randn(rows, K, V, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def reference(logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float) -> torch.Tensor:
+    """Probabilities [..., V] as transformers computes them before its multinomial."""
+    scores = logits.reshape(-1, V).clone()
+    warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    for warper in warpers:
+        scores = warper(torch.empty(0), scores)
+    return scores.softmax(-1).view(logits.shape)
+
+
+SETTINGS = [
+    (1.0, None, 1.0),
+    (0.7, None, 0.95),
+    (0.3, None, 0.5),
+    (1.3, 5, 1.0),
+    (1.0, 1, 1.0),
+    (0.9, 8, 0.8),
+    (2.0, 50, 0.99),
+    (1.0, None, 1e-6),
+]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
+def test_probabilities_are_transformers(temperature: float, top_k: int | None, top_p: float) -> None:
+    logits = logits_for(5)
+    column = torch.ones(5, 1, 1)
+    p, codes = filtered(logits, column * temperature, (column * min(top_k or V, V)).long(), column * top_p)
+    mine = torch.zeros_like(logits).scatter(-1, codes, p / p.sum(-1, keepdim=True))
+    torch.testing.assert_close(mine, reference(logits, temperature, top_k, top_p), atol=1e-6, rtol=1e-5)
+
+
+def test_codes_as_probable_as_the_kth_stay() -> None:
+    logits = torch.tensor([[[3.0, 1.0, 1.0, 0.0] + [-5.0] * (V - 4)] * K])
+    column = torch.ones(1, 1, 1)
+    p, codes = filtered(logits, column, (column * 2).long(), column)
+    assert sorted(codes[0, 0, p[0, 0] > 0].tolist()) == [0, 1, 2]
+
+
+def drawn(sampler: Sampler, logits: torch.Tensor, u: float, again: float = 0.0) -> torch.Tensor:
+    """The row that line 0 gets at a uniform number; the line is left as it was."""
+    before = sampler.ints.clone()
+    sampler.uniforms[..., 0], sampler.uniforms[..., 1] = u, again
+    row = sampler.sample(logits, torch.tensor([0]))[0]
+    sampler.ints.copy_(before)
+    return row
+
+
+def distribution(sampler: Sampler, logits: torch.Tensor, *, again: bool = False) -> torch.Tensor:
+    """Probabilities [K, V] by which line 0 draws: the share of uniform numbers that give each code."""
+    n = 4000
+    counts = torch.zeros(K, V)
+    for step in range(n):
+        u = (step + 0.5) / n
+        row = drawn(sampler, logits, 0.0, u) if again else drawn(sampler, logits, u)
+        counts[torch.arange(K), row] += 1
+    return counts / n
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [SETTINGS[1], SETTINGS[5]])
+def test_draws_follow_the_probabilities(temperature: float, top_k: int | None, top_p: float) -> None:
+    sampler, logits = make(1), logits_for(1)
+    settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, ras_win_len=None)
+    sampler.begin(0, settings, NO_HISTORY, 0)
+    sampler.ints[0, 0] = K + 1  # past the rows in which later codebooks are BOS
+    expected = reference(logits, temperature, top_k, top_p)[0]
+    # A grid of n numbers finds every probability to within 1 / n.
+    torch.testing.assert_close(distribution(sampler, logits), expected, atol=1.01 / 4000, rtol=0)
+
+
+def test_numbers_at_the_edges_draw_codes_that_may_be_drawn() -> None:
+    sampler, logits = make(1), logits_for(1)
+    sampler.begin(0, Sampling(top_k=3, ras_win_len=None), NO_HISTORY, 0)
+    sampler.ints[0, 0] = K + 1
+    allowed = reference(logits, 0.7, 3, 0.95)[0] > 0
+    for u in (0.0, 1 - 2.0**-22):
+        assert allowed[torch.arange(K), drawn(sampler, logits, u)].all()
+    total = torch.rand(4096, 7)
+    top = torch.full((4096,), 1 - 2.0**-22)
+    assert int(invert(total, top).max()) <= 6
+
+
+def test_numbers_are_below_one_and_repeat() -> None:
+    numbers = uniforms(np.random.default_rng(3), 500, 8)
+    assert numbers.dtype == np.float32
+    assert numbers.min() >= 0.0
+    assert numbers.max() <= 1 - 2.0**-22
+    np.testing.assert_array_equal(numbers, uniforms(np.random.default_rng(3), 500, 8))
+
+
+def test_temperature_zero_takes_the_largest_logit() -> None:
+    sampler, logits = make(1), logits_for(1)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_len=None), NO_HISTORY, 0)
+    sampler.ints[0, 0] = K + 1
+    for u in (0.0, 0.5, 0.99):
+        assert drawn(sampler, logits, u).tolist() == logits[0].argmax(-1).tolist()
+
+
+def test_codebooks_begin_and_end_staggered() -> None:
+    sampler = make(1)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_len=None), NO_HISTORY, 0)
+    logits = torch.zeros(1, K, V)
+    logits[..., 5] = 1.0
+    line = torch.tensor([0])
+    rows = [sampler.sample(logits, line)[0].tolist() for _ in range(K + 1)]
+    logits[:, 0, EOS] = 2.0  # codebook 0 ends; the others would go on for ever
+    rows += [sampler.sample(logits, line)[0].tolist() for _ in range(K + 1)]
+    b, e = BOS, EOS
+    assert rows == [
+        [5, b, b, b],
+        [5, 5, b, b],
+        [5, 5, 5, b],
+        [5, 5, 5, 5],
+        [5, 5, 5, 5],
+        [e, 5, 5, 5],
+        [e, 5, 5, 5],
+        [e, e, 5, 5],
+        [e, e, e, 5],
+        [e, e, e, e],
+    ]
+
+
+def test_an_eos_in_any_codebook_starts_the_end() -> None:
+    sampler = make(1)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_len=None), NO_HISTORY, 0)
+    sampler.ints[0, 0] = K + 1
+    logits = torch.zeros(1, K, V)
+    logits[..., 5] = 1.0
+    ending = logits.clone()
+    ending[:, 2, EOS] = 2.0
+    line = torch.tensor([0])
+    rows = [sampler.sample(step, line)[0].tolist() for step in (ending, logits, logits, logits, logits)]
+    assert rows == [[5, 5, EOS, 5], [EOS, 5, 5, 5], [EOS, EOS, 5, 5], [EOS] * 3 + [5], [EOS] * 4]
+
+
+def with_history(rows: list[list[int]], **settings: Any) -> Sampler:
+    """A sampler whose line 0 has these rows behind it, newest last."""
+    sampler = make(1)
+    sampler.begin(0, Sampling(temperature=0.0, **settings), np.array(rows, dtype=np.int16), 0)
+    # `begin` puts the all-BOS row behind the history. Drop it, as if it were longer ago.
+    sampler.ints[0, 3 + K :] = sampler.ints[0, 3:-K].clone()
+    sampler.ints[0, 0] = K + 1
+    return sampler
+
+
+@pytest.mark.parametrize(
+    ("window", "repeats", "redraws"),
+    [
+        (7, 2, [True, False, False, True]),
+        (7, 3, [False, False, False, True]),
+        (1, 1, [False, True, False, True]),
+        (2, 2, [False, False, False, True]),
+        (20, 1, [True, True, False, True]),
+        (None, 1, [False] * 4),
+    ],
+)
+def test_repeated_codes_are_drawn_again_from_the_raw_softmax(
+    window: int | None, repeats: int, redraws: list[bool]
+) -> None:
+    # Code 5 would come in every codebook: it stands 2, 1, 0 and 3 times in the last three rows; codebook 2 holds BOS.
+    rows = [[5, 1, BOS, 5], [5, 2, BOS, 5], [1, 5, BOS, 5]]
+    sampler = with_history(rows, ras_win_len=window, ras_win_max_num_repeat=repeats)
+    logits = logits_for(1)
+    logits[..., 5] = 9.0
+    raw = logits[0].softmax(-1)
+    found = distribution(sampler, logits, again=True)
+    for book, redraw in enumerate(redraws):
+        expected = raw[book] if redraw else torch.eye(V)[5]
+        torch.testing.assert_close(found[book], expected, atol=1.01 / 4000, rtol=0)
+
+
+def test_bos_and_eos_are_no_repetition() -> None:
+    rows = [[EOS, BOS, 1, 1]] * 5
+    sampler = with_history(rows, ras_win_len=7)
+    logits = torch.zeros(1, K, V)
+    logits[:, 0, EOS], logits[:, 1, BOS], logits[:, 2:, 2] = 9.0, 9.0, 9.0
+    assert drawn(sampler, logits, 0.5, 0.001).tolist() == [EOS, BOS, 2, 2]
+
+
+def test_the_window_may_be_long() -> None:
+    rows = [[7] * K] + [[n % 5] * K for n in range(59)]
+    sampler = make(2)
+    sampler.begin(1, Sampling(ras_win_len=3), NO_HISTORY, 9)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_len=61, ras_win_max_num_repeat=1), np.array(rows, np.int16), 4)
+    sampler.ints[0, 0] = K + 1
+    logits = torch.zeros(1, K, V)
+    logits[..., 7] = 1.0
+    assert drawn(sampler, logits, 0.0, 0.0).tolist() == [0] * K
+    assert sampler.ints[1, :3].tolist() == [1, 0, 9]
+
+
+def test_lines_do_not_know_of_each_other() -> None:
+    """Each line alone and all in one batch, with different settings and places in their generation: the same rows."""
+    settings = [
+        Sampling(),
+        Sampling(temperature=0.0, ras_win_len=None),
+        Sampling(temperature=1.2, top_k=4, ras_win_len=3, ras_win_max_num_repeat=1),
+        Sampling(temperature=0.4, top_p=0.6),
+    ]
+
+    def prepare() -> Sampler:
+        sampler = make(4)
+        for line, sampling in enumerate(settings):
+            sampler.begin(line, sampling, NO_HISTORY, line)
+            sampler.ints[line, 0] = 1 + 3 * line
+            sampler.refill(line, np.random.default_rng(line))
+        return sampler
+
+    steps = [logits_for(4, seed, scale=4.0) for seed in range(30)]
+    together, alone = prepare(), prepare()
+    for logits in steps:
+        rows = together.sample(logits, torch.arange(4))
+        for line in range(4):
+            single = alone.sample(
+                logits[line : line + 1],
+                torch.tensor([line]),
+                draw=settings[line].temperature > 0,
+                ras=settings[line].ras_win_len is not None,
+            )
+            assert rows[line].tolist() == single[0].tolist()
+    assert torch.equal(together.ints, alone.ints)
+    assert len(steps) < BLOCK
