@@ -92,6 +92,6 @@ def classify(token: str) -> Dot:
     if token in DATES:
         return Dot.MAYBE
     parts = token.split(".")
-    if len(parts) > 1 and all(0 < len(part) <= 2 and part.isalpha() for part in parts):
+    if len(parts) > 1 and (low in ("ph.d", "m.sc", "b.sc") or all(len(part) == 1 and part.isalpha() for part in parts)):
         return Dot.DOTTED
     return Dot.PLAIN

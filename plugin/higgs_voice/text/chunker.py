@@ -144,6 +144,7 @@ _EXTENDS: Final = re.compile(  # never begins a grapheme
     "\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]"
 )
 
+_MAX_RUN: Final = 16  # equal marks that are looked at together, so that no run of them is waited for without end
 _LOOK_BACK: Final = 40  # characters of a token before a stop
 _LOOK_AHEAD: Final = 300  # characters within which a bracket, a tag, inline code must close
 _MAX_ADDRESS: Final = 2000  # characters of a link's address
@@ -480,7 +481,7 @@ class Chunker:
         text, n = self._text, len(self._text)
         run = _RUN.match(text, i)
         assert run is not None
-        if run.end() == n and run.end() - i < 16 and not end:
+        if run.end() == n and run.end() - i < _MAX_RUN and not end:
             return None
         close = _CLOSE.match(text, run.end())
         assert close is not None
@@ -678,7 +679,7 @@ class Chunker:
     def _dash(self, i: int, end: bool) -> _Step | None:
         text = self._text
         k = i + 1
-        while k < len(text) and text[k] in "-–—―" and k - i < 16:
+        while k < len(text) and text[k] in "-–—―" and k - i < _MAX_RUN:
             k += 1
         if k == len(text) and not end:
             return None
@@ -797,7 +798,7 @@ class Chunker:
         """Backticks, or tildes at a line's beginning."""
         text, mark = self._text, self._text[i]
         k = i + 1
-        while k < len(text) and text[k] == mark:
+        while k < len(text) and text[k] == mark and k - i < _MAX_RUN:
             k += 1
         if k == len(text) and not end:
             return None
@@ -829,7 +830,7 @@ class Chunker:
             stop = len(text)
         else:
             stop = close + 3
-            while stop < len(text) and text[stop] == mark[0]:
+            while stop < len(text) and text[stop] == mark[0] and stop - close < _MAX_RUN:
                 stop += 1
             if stop == len(text) and not end:
                 return None
