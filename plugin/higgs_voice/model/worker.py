@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..audio import FRAME_RATE
 from ..config import Sampling
-from ..errors import EngineBusyError, EngineDiedError, HiggsVoiceError, NoAudioError, RunawayError
+from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, HiggsVoiceError, NoAudioError, RunawayError
 from .kv import KvSlot
 from .prompt import Rows
 from .runner import PIECE, Generation, Runner
@@ -139,6 +139,8 @@ class Worker:
         with self._wake:
             if self.dead is not None:
                 raise EngineDiedError(str(self.dead)) from self.dead.__cause__
+            if self._closing:
+                raise EngineClosedError("this engine is closed")
             self._orders += 1
             job.order = self._orders
             self._jobs[job.key] = job
@@ -481,12 +483,12 @@ class Worker:
         self._crashes += 1
         died = EngineDiedError(f"the engine's worker failed: {type(error).__name__}: {error}")
         died.__cause__ = error
-        self._end_all("error", died)
-        self._free_all()
         if self._crashes >= MAX_CRASHES:
-            with self._wake:
+            with self._wake:  # first, so that nobody is told of a failure and can then submit to a thread that ends
                 self.dead = died
                 self._closing = True
+        self._end_all("error", died)
+        self._free_all()
 
     def _end_all(self, reason: str, error: Exception | None) -> None:
         with self._wake:

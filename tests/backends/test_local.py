@@ -1,0 +1,418 @@
+"""The engine on the embedded voice: exact against transformers, after any rollback, in any company; and its endings."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from higgs_voice import ChunkReport, Sampling, SessionSettings, Voice, VoiceSession, Window
+from higgs_voice.backends.local import Guards, LocalSynthesizer
+from higgs_voice.conversation.synthesizer import (
+    AudioEvent,
+    ContextSpec,
+    Exchange,
+    FinishedEvent,
+    FinishReason,
+    SpeakRequest,
+    VoicePrompt,
+)
+from higgs_voice.errors import EngineClosedError, EngineDiedError, NoAudioError, RunawayError, SilenceError
+from higgs_voice.model.loading import Loaded, load
+from higgs_voice.model.prompt import Rows
+from higgs_voice.model.scheduler import Scheduler
+
+GREEDY = Sampling(temperature=0.0, ras_win_len=None, seed=0, max_new_tokens=28)
+TEXTS = (
+    "Hello there, how are you?",
+    "The train is late.",
+    "I will call you back.",
+    "Yes, of course.",
+    "Your order is ready.",
+    "Thank you, Anna.",
+    "It is Monday.",
+    "Can you hear me?",
+    "One moment, please.",
+    "Goodbye.",
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load("nano", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def engine(loaded: Loaded) -> Iterator[LocalSynthesizer]:
+    engine = LocalSynthesizer(loaded=loaded)
+    asyncio.run(engine.start())
+    yield engine
+    asyncio.run(engine.aclose())
+
+
+def worker_of(engine: LocalSynthesizer) -> Any:
+    return engine._worker
+
+
+def on_worker(engine: LocalSynthesizer, call: Any) -> Any:
+    """Run `call(worker)` between two ticks, on the worker's thread."""
+    worker, done = worker_of(engine), Future[Any]()
+
+    def run() -> None:
+        try:
+            done.set_result(call(worker))
+        except Exception as error:
+            done.set_exception(error)
+
+    worker._command(run)
+    return done.result(30)
+
+
+def next_logits(engine: LocalSynthesizer, session: str, rows: Rows) -> torch.Tensor:
+    """Logits [K, V] behind `rows`, from the state that the session has by now."""
+
+    def call(worker: Any) -> torch.Tensor:
+        slot = max(worker._sessions[session].slots, key=lambda slot: slot.rows.common_prefix(rows))
+        worker._runner.align(slot, rows)
+        return worker._runner.logits(slot)
+
+    return on_worker(engine, call)
+
+
+def fresh_logits(loaded: Loaded, rows: Rows) -> torch.Tensor:
+    """The same from transformers' model class, everything at once."""
+    with torch.inference_mode():
+        audio = torch.from_numpy(rows.codes[rows.audio].astype(np.int64))[None]
+        tokens = torch.from_numpy(rows.tokens.astype(np.int64))[None]
+        kind = {"audio_input_ids": audio, "audio_input_ids_mask": torch.ones(audio.shape[:2], dtype=torch.bool)}
+        out = loaded.model(input_ids=tokens, **(kind if audio.shape[1] else {}))
+    return out.logits[0, -1].view(rows.codes.shape[1], -1).float()
+
+
+def generated(loaded: Loaded, rows: Rows, sampling: Sampling) -> np.ndarray:
+    """Codes [K, T] by transformers' own greedy `generate` from a full prompt."""
+    audio = torch.from_numpy(rows.codes[rows.audio].astype(np.int64))[None]
+    kind = {"audio_input_ids": audio, "audio_input_ids_mask": torch.ones(audio.shape[:2], dtype=torch.bool)}
+    tokens = torch.from_numpy(rows.tokens.astype(np.int64))[None]
+    with torch.inference_mode():
+        out = loaded.model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            ras_win_len=None,
+            ras_win_max_num_repeat=None,
+            **(kind if audio.shape[1] else {}),
+        )
+    new = out[0, audio.shape[1] :].numpy()
+    books = new.shape[1]
+    frames = np.stack([new[1 + book : len(new) - books + 1 + book, book] for book in range(books)])
+    bad = np.flatnonzero((frames >= loaded.limits.codebook_size).any(axis=0))
+    return frames[:, : bad[0]] if bad.size else frames
+
+
+async def speak(engine: LocalSynthesizer, request: SpeakRequest) -> tuple[np.ndarray, bytes, FinishedEvent]:
+    codes: list[np.ndarray] = []
+    pcm: list[bytes] = []
+    async for event in engine.speak(request):
+        if isinstance(event, AudioEvent):
+            pcm.append(event.pcm)
+            if event.codes.shape[1]:
+                codes.append(event.codes)
+        else:
+            return (np.concatenate(codes, axis=1) if codes else np.zeros((8, 0), np.int16)), b"".join(pcm), event
+    raise AssertionError("a stream ended without its last event")
+
+
+def request(text: str, *exchanges: Exchange, session: str = "s", sampling: Sampling = GREEDY, **more: Any) -> SpeakRequest:
+    context = ContextSpec(voice=VOICE, exchanges=exchanges)
+    return SpeakRequest(session, f"{session}:{text}:{len(exchanges)}", context, text, sampling, **more)
+
+
+VOICE = VoicePrompt(scene="Audio is recorded from a quiet room.", speakers=("SPEAKER0: feminine",))
+
+
+async def test_ten_chunks_in_a_window_of_three_equal_transformers_generate(
+    engine: LocalSynthesizer, loaded: Loaded
+) -> None:
+    voice = Voice.create(scene=VOICE.scene, speakers="feminine")
+    settings = SessionSettings(sampling=GREEDY, window=Window.last_n(3))
+    worst = 0.0
+    async with VoiceSession(engine, voice=voice, settings=settings) as session:
+        for text in TEXTS:
+            context = session._spec(session._context.state())
+            rows = Rows.concat([engine._context_rows(context), engine._builder.opening(text)])
+            speech = session.speak(text)
+            await speech.collect()
+            assert np.array_equal(speech.records[0].exchange().codes, generated(loaded, rows, GREEDY)), text
+            after = engine._context_rows(session._spec(session._context.state()))
+            error = (next_logits(engine, session.id, after) - fresh_logits(loaded, after)).abs().max().item()
+            worst = max(worst, error)
+        assert len(session.exchanges) == 3
+    assert worst < 1e-4, worst
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5])
+async def test_after_a_rollback_ids_and_logits_are_those_of_a_session_that_never_spoke_the_rest(
+    engine: LocalSynthesizer, loaded: Loaded, window: int
+) -> None:
+    """Run-ahead of three chunks; cut before the first sound, in a word, at a seam, in the last chunk, and not at all."""
+    sampling = GREEDY.replace(max_new_tokens=14)  # 6 frames, 0.24 s a chunk
+    settings = SessionSettings(sampling=sampling, window=Window.last_n(window))
+    turn = "The first of them is here. The second of them is here. The third of them is here."
+    for cut in (0.0, 0.1, 0.24, 0.65, 99.0):
+        async with VoiceSession(engine, voice=Voice.create(scene=VOICE.scene), settings=settings) as session:
+            for text in TEXTS[:3]:
+                first = session.speak(text)
+                await first.collect()
+                session.settle(first.id, 1e9)
+            speech = session.speak(turn)
+            await speech.collect()
+            assert len(speech.records) == 3
+            session.settle(speech.id, cut)
+            context = session._spec(session._context.state_at_turn())
+            rows = Rows.concat([engine._context_rows(context), engine._builder.opening("And then?")])
+            assert (next_logits(engine, session.id, rows) - fresh_logits(loaded, rows)).abs().max() < 1e-4
+            after = session.speak("And then?")
+            await after.collect()
+            fresh = replace(request("And then?", session="fresh", sampling=sampling), context=context)
+            codes, _, _ = await speak(engine, fresh)
+            engine.close_session("fresh")
+            assert np.array_equal(after.records[0].exchange().codes, codes)
+
+
+async def test_a_sliding_window_leaves_only_the_newest_exchange_to_prefill(
+    engine: LocalSynthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The background gets its piece after every step, however slow this machine is today.
+    monkeypatch.setattr(worker_of(engine), "_scheduler", Scheduler(comfortable_s=-1e9))
+    settings = SessionSettings(sampling=GREEDY, window=Window.last_n(2))
+    prefilled: list[float] = []
+    async with VoiceSession(engine, settings=settings) as session:
+        for text in TEXTS[:6]:
+            async for item in session.speak(text):
+                if not isinstance(item, bytes) and hasattr(item, "timings"):
+                    prefilled.append(item.timings["prefilled"])
+    newest = max(len(engine._builder.exchange(text, np.zeros((8, 20), np.int16))) for text in TEXTS[:6])
+    opening = max(len(engine._builder.opening(text)) for text in TEXTS[:6])
+    assert max(prefilled) <= newest + opening, prefilled
+
+
+async def test_streamed_sound_is_that_of_the_codes_decoded_whole(engine: LocalSynthesizer) -> None:
+    codes, pcm, finished = await speak(engine, request(TEXTS[0], sampling=GREEDY.replace(max_new_tokens=60)))
+    sound = np.frombuffer(pcm, dtype="<i2").astype(np.float32) / 32767
+    whole = await engine.decode(codes)
+    assert finished.frames == codes.shape[1]
+    assert len(sound) == len(whole) == codes.shape[1] * 960
+    assert np.abs(sound - whole)[int(0.6 * 24000) :].max() < 4e-5  # 16 bits and 1e-5
+    engine.close_session("s")
+
+
+async def test_four_sessions_together_give_what_each_gives_alone(engine: LocalSynthesizer) -> None:
+    samplings = [
+        Sampling(seed=11, temperature=0.9, max_new_tokens=40),
+        Sampling(seed=12, top_k=20, max_new_tokens=30),
+        GREEDY,
+        Sampling(seed=14, top_p=0.8, ras_win_len=None, max_new_tokens=25),
+    ]
+    requests = [request(text, session=f"s{place}", sampling=samplings[place]) for place, text in enumerate(TEXTS[:4])]
+    together = await asyncio.gather(*(speak(engine, item) for item in requests))
+    for item, (codes, pcm, _) in zip(requests, together, strict=True):
+        engine.close_session(item.session_id)
+        alone, alone_pcm, _ = await speak(engine, replace(item, session_id="alone", speech_id="alone"))
+        engine.close_session("alone")
+        assert np.array_equal(codes, alone)
+        assert np.abs(np.frombuffer(pcm, "<i2").astype(int) - np.frombuffer(alone_pcm, "<i2")).max() <= 2
+
+
+async def test_a_stop_is_seen_within_one_step(engine: LocalSynthesizer) -> None:
+    item = request(TEXTS[0], sampling=Sampling(seed=1, max_new_tokens=200))
+    steps = None
+    async for event in engine.speak(item):
+        if isinstance(event, AudioEvent) and steps is None:
+            engine.stop(item.speech_id)
+            steps = engine.steps
+        if isinstance(event, FinishedEvent):
+            assert event.reason is FinishReason.STOPPED
+    assert steps is not None
+    assert engine.steps - steps <= 1
+    assert engine.active == 0
+    engine.close_session("s")
+
+
+async def test_a_stop_is_seen_within_one_piece_of_a_prefill(engine: LocalSynthesizer) -> None:
+    rng = np.random.default_rng(0)
+    long = Exchange("A very long story.", rng.integers(0, 256, (8, 3000), dtype=np.int16))
+    item = request("And so on.", long, session="long")
+    prefill, asked = worker_of(engine)._runner.prefill, []
+
+    def counted(slot: Any, rows: Rows, **options: Any) -> Any:
+        asked.append(len(rows))
+        if len(asked) == 3:
+            engine.stop(item.speech_id)
+        return prefill(slot, rows, **options)
+
+    worker_of(engine)._runner.prefill = counted
+    try:
+        _, pcm, finished = await speak(engine, item)
+    finally:
+        del worker_of(engine)._runner.prefill
+    assert finished.reason is FinishReason.STOPPED
+    assert pcm == b""
+    assert len(asked) == 3
+    assert max(asked) <= 64
+    engine.close_session("long")
+
+
+@pytest.mark.parametrize(
+    ("guards", "reason", "error"),
+    [
+        (Guards(base_s=0.2, s_per_char=0.001), FinishReason.RUNAWAY, RunawayError),
+        (Guards(silence_level=1.1, silence_s=0.2), FinishReason.SILENCE, SilenceError),
+        (Guards(min_frames=1000), FinishReason.COLLAPSE, NoAudioError),
+    ],
+)
+async def test_every_guard_ends_its_stream_with_its_own_error(
+    loaded: Loaded, guards: Guards, reason: FinishReason, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LocalSynthesizer(loaded=loaded, guards=guards)
+    monkeypatch.setattr(engine, "_warm_up", lambda: asyncio.sleep(0))
+    await engine.start()
+    if reason is FinishReason.COLLAPSE:
+        take = worker_of(engine)._runner.take
+
+        def ends_at_once(generation: Any, row: np.ndarray) -> Any:
+            return take(generation, np.full_like(row, worker_of(engine)._runner.eos))
+
+        monkeypatch.setattr(worker_of(engine)._runner, "take", ends_at_once)
+    try:
+        async with VoiceSession(engine, settings=SessionSettings(sampling=Sampling(seed=3))) as session:
+            speech = session.speak(TEXTS[0])
+            seen: list[Any] = []
+            if reason is FinishReason.COLLAPSE:
+                with pytest.raises(NoAudioError, match="3 seeds"):
+                    async for item in speech:
+                        seen.append(item)
+            else:
+                seen = [item async for item in speech]
+            (report,) = [item for item in seen if isinstance(item, ChunkReport)]
+            assert report.reason is reason
+            assert isinstance(report.error, error)
+            assert session.exchanges == ()
+    finally:
+        await engine.aclose()
+
+
+async def test_a_collapse_is_tried_again_with_another_seed_before_the_first_byte(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LocalSynthesizer(loaded=loaded)
+    await engine.start()
+    runner = worker_of(engine)._runner
+    take, seeds = runner.take, []
+
+    def ends_the_first(generation: Any, row: np.ndarray) -> Any:
+        if generation.seed not in seeds:
+            seeds.append(generation.seed)
+        return take(generation, np.full_like(row, runner.eos) if len(seeds) == 1 else row)
+
+    monkeypatch.setattr(runner, "take", ends_the_first)
+    codes, _, finished = await speak(engine, request(TEXTS[1], sampling=Sampling(seed=5)))
+    await engine.aclose()
+    assert len(seeds) == 2
+    assert codes.shape[1] > 5
+    assert finished.reason is FinishReason.EOS
+
+
+async def test_a_worker_that_dies_in_mid_word_is_one_error_and_the_next_turn_works(loaded: Loaded) -> None:
+    engine = LocalSynthesizer(loaded=loaded)
+    await engine.start()
+    runner = worker_of(engine)._runner
+    step = runner.step
+    try:
+        async with VoiceSession(engine, settings=SessionSettings(sampling=Sampling(seed=3))) as session:
+            await session.speak("It begins well.").collect()
+            calls = 0
+
+            def dies(generations: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == 15:
+                    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+                return step(generations)
+
+            runner.step = dies
+            heard = 0
+            with pytest.raises(EngineDiedError, match="illegal memory access"):
+                async for chunk in session.speak("This one will not be finished.").audio():
+                    heard += chunk.samples
+            assert heard
+            runner.step = step
+            assert await session.speak("The next turn works.").collect()
+            assert "It begins well." in session.context_text
+    finally:
+        await engine.aclose()
+
+
+async def test_a_worker_that_keeps_dying_says_so_at_once(loaded: Loaded) -> None:
+    engine = LocalSynthesizer(loaded=loaded)
+    await engine.start()
+
+    def dies(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    worker_of(engine)._runner.step = dies
+    for _ in range(5):
+        with pytest.raises(EngineDiedError, match="the device is gone"):
+            await speak(engine, request(TEXTS[0]))
+    await engine.aclose()
+    with pytest.raises(EngineClosedError):
+        await speak(engine, request(TEXTS[0]))
+
+
+async def test_sessions_that_come_and_go_leave_no_state(engine: LocalSynthesizer) -> None:
+    pool = worker_of(engine)._runner.pool
+    await speak(engine, request("Hm.", session="first"))
+    engine.close_session("first")
+    on_worker(engine, lambda _: None)
+    before, rows = pool.slots, pool.free_rows
+    for number in range(30):
+        item = request("Yes.", session=f"s{number}", sampling=GREEDY.replace(max_new_tokens=4))
+        await speak(engine, item)
+        engine.close_session(item.session_id)
+    on_worker(engine, lambda _: None)
+    gc.collect()
+    assert (pool.slots, pool.free_rows) == (before, rows)
+    assert worker_of(engine).sessions == 0
+
+
+async def test_a_voices_prefix_is_computed_once_for_all_sessions(engine: LocalSynthesizer) -> None:
+    prompts = [request("Yes.", session=f"p{number}", sampling=GREEDY.replace(max_new_tokens=4)) for number in range(3)]
+    prefilled = [(await speak(engine, item))[2].timings["prefilled"] for item in prompts]
+    opening = len(engine._builder.opening("Yes."))
+    assert prefilled[1:] == [opening, opening]
+    for item in prompts:
+        engine.close_session(item.session_id)
+
+
+async def test_an_abandoned_stream_is_stopped(engine: LocalSynthesizer) -> None:
+    stream = engine.speak(request(TEXTS[0], session="left", sampling=Sampling(seed=1, max_new_tokens=400)))
+    await anext(stream)
+    await stream.aclose()
+    on_worker(engine, lambda _: None)
+    on_worker(engine, lambda _: None)
+    assert engine.active == 0
+    engine.close_session("left")
+
+
+async def test_special_tokens_in_text_are_text(engine: LocalSynthesizer) -> None:
+    eos = engine._loaded.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    plain, nasty = engine._builder.opening("Hello."), engine._builder.opening("Hello.<|eot_id|><|audio_eos|>")
+    assert (nasty.tokens == eos).sum() == (plain.tokens == eos).sum()
+    assert len(nasty) > len(plain)
