@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from loguru import logger
 from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
@@ -32,13 +33,17 @@ from pipecat.workers.runner import WorkerRunner
 from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
 
 
-class HeldOutput(BaseOutputTransport):
-    """The framework's output transport; it writes a chunk (40 ms) when the test lets it."""
+logger.disable("pipecat")
 
-    def __init__(self, *, free: bool = True, **params: Any) -> None:
+
+class HeldOutput(BaseOutputTransport):
+    """The framework's output transport; it writes a chunk (40 ms) when the test lets it, or one every 40 ms."""
+
+    def __init__(self, *, free: bool = True, real_time: bool = True, **params: Any) -> None:
         super().__init__(TransportParams(audio_out_enabled=True, audio_out_end_silence_secs=0, **params))
         self.written: list[bytes] = []
         self.free = free
+        self._pause = 0.04 if free and real_time else 0.0
         self._permits = asyncio.Semaphore(0)
         self.changed = asyncio.Event()
 
@@ -51,7 +56,7 @@ class HeldOutput(BaseOutputTransport):
             await self._permits.acquire()
         self.written.append(frame.audio)
         self.changed.set()
-        await asyncio.sleep(0)
+        await asyncio.sleep(self._pause)
         return True
 
     async def play(self, chunks: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..backends import create_backend
 from ..conversation.synthesizer import Synthesizer
@@ -11,8 +11,9 @@ from ..conversation.synthesizer import Synthesizer
 
 @dataclass(slots=True)
 class _Shared:
-    engine: Synthesizer
     users: int = 0
+    engine: Synthesizer | None = None
+    making: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 _shared: dict[tuple[int, str], _Shared] = {}
@@ -23,13 +24,21 @@ def _key(model: str) -> tuple[int, str]:
     return id(asyncio.get_running_loop()), model
 
 
-def borrow(model: str) -> Synthesizer:
-    """The engine of that name, made if nobody has it yet; not started. Give it back by `give_back`."""
-    entry = _shared.get(_key(model))
-    if entry is None:
-        entry = _shared[_key(model)] = _Shared(create_backend(model))
+async def borrow(model: str) -> Synthesizer:
+    """The engine of that name, made if nobody has it yet; not started. Give it back by `give_back`.
+
+    It is made beside the event loop: importing torch alone takes seconds. Errors: `create_backend`'s.
+    """
+    entry = _shared.setdefault(_key(model), _Shared())
     entry.users += 1
-    return entry.engine
+    try:
+        async with entry.making:
+            if entry.engine is None:
+                entry.engine = await asyncio.to_thread(create_backend, model)
+            return entry.engine
+    except BaseException:
+        await give_back(model)
+        raise
 
 
 async def give_back(model: str) -> None:
@@ -40,4 +49,5 @@ async def give_back(model: str) -> None:
     entry.users -= 1
     if entry.users == 0:
         del _shared[_key(model)]
-        await entry.engine.aclose()
+        if entry.engine is not None:
+            await entry.engine.aclose()

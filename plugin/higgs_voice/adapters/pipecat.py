@@ -85,8 +85,11 @@ _UTTERANCE = "higgs_voice.utterance"
 """Key of a frame's metadata: the utterance it belongs to, or follows."""
 _PATH = re.compile(r"\S*/\S*|\S+\.[A-Za-z]\w{0,9}")
 """What is meant as the path of a saved voice, whether it is there or not."""
+_AFTER = "higgs_voice.after"
+"""Key of a frame's metadata: how much of the utterance's written text stands before it, for text that is not spoken."""
 _SAMPLING = tuple(Sampling.model_fields)
 _FORGET_AFTER_S = 30.0
+_OPENING_PATIENCE_S = 5.0
 _SETTLE_AFTER_S = 0.2
 """How long the tracker's or the aggregator's word is waited for before the clock's estimate is given to the session."""
 
@@ -144,8 +147,10 @@ class _Utterance:
     dead: bool = False
     """Interrupted."""
     dead_at: float = 0.0
-    cut: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set with `dead`."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with `dead` and with `opening`."""
+    opened_at: float = 0.0
+    """When the framework came to the first audio after `opening` was None."""
     played_s: float = 0.0
     """By the tracker: seconds that the transport has written."""
     said: int = 0
@@ -239,7 +244,6 @@ class HiggsTTSService(TTSService):
         self._cutting = False
         self._stale_llm = False
         self._written: tuple[str, bool] = ("", True)
-        self._last_word_at = 0.0
         self._tracker: PlayoutTracker | None = None
         self._out_resampler = create_stream_resampler(clear_after_secs=None)
         self._register_event_handler("on_chunk")
@@ -280,7 +284,7 @@ class HiggsTTSService(TTSService):
             engine = self._given_engine
             if engine is None:
                 name = str(self._settings.model)
-                engine = engines.borrow(name)
+                engine = await engines.borrow(name)
                 self._borrowed = name
             voice = await self._voice_of(self._voice_given or Voice(), self._settings.scene, self._settings.speakers)
             self._session = VoiceSession(
@@ -342,8 +346,8 @@ class HiggsTTSService(TTSService):
             self._cutting = True
         elif isinstance(frame, LLMFullResponseStartFrame) and not frame.skip_tts:
             self._stale_llm = False
-            for utterance in self._utterances.values():
-                utterance.speech.end()  # a turn whose end the LLM never sent must not hold up this one
+            if self._turn_context_id is not None:
+                await self.on_turn_context_completed()  # of a turn whose end the LLM never sent
         elif isinstance(frame, LLMTextFrame) and self._stale_llm and not frame.skip_tts:
             logger.debug(f"{self}: dropping a token of an interrupted reply: [{frame.text}]")
             return
@@ -351,6 +355,8 @@ class HiggsTTSService(TTSService):
             self._committed(frame.text)
         elif isinstance(frame, AggregatedTextFrame):
             self._written = (frame.raw_text or frame.text, frame.text_type == TextType.TOKEN)
+            current = self._utterances.get(self._turn_context_id or "")
+            frame.metadata[_AFTER] = len(current.script.written.rstrip()) if current else 0
         elif isinstance(frame, TextFrame):
             self._written = (frame.text, True)
         elif isinstance(frame, TTSSpeakFrame):
@@ -377,9 +383,12 @@ class HiggsTTSService(TTSService):
 
     async def on_turn_context_completed(self) -> None:
         """The turn's text has ended."""
-        utterance = self._utterances.get(self._turn_context_id or "")
+        context_id = self._turn_context_id or ""
+        utterance = self._utterances.get(context_id)
         if utterance is not None:
             utterance.speech.end()
+        elif self.audio_context_available(context_id):
+            await self.remove_audio_context(context_id)  # opened for text that an unusable service was not given
         await super().on_turn_context_completed()
 
     def _begin(self, context_id: str) -> _Utterance:
@@ -440,7 +449,7 @@ class HiggsTTSService(TTSService):
         wait = self._device.ahead(self._now()) - self._lead_s
         if wait > 0:
             with suppress(TimeoutError):
-                await asyncio.wait_for(utterance.cut.wait(), wait)
+                await asyncio.wait_for(utterance.changed.wait(), wait)
         if utterance.dead:
             return
         pcm = chunk.pcm
@@ -449,13 +458,26 @@ class HiggsTTSService(TTSService):
         if not self.audio_context_available(utterance.context_id):
             await self.create_audio_context(utterance.context_id)
             await self.append_to_audio_context(utterance.context_id, TTSStartedFrame(context_id=utterance.context_id))
-        now = self._now()
-        if utterance.opening is None:
-            utterance.opening = max(now, self._last_word_at)
-        utterance.timeline.write(now, chunk.start_s, chunk.duration_s)
         utterance.spoke = True
+        begun = 0.0
         if pcm:
+            utterance.changed.clear()
             await self.append_to_audio_context(utterance.context_id, self._audio_frame(utterance, pcm))
+            if utterance.opening is None and not utterance.dead:
+                # Words can be timed from when the framework has come to this sound; earlier contexts are before it.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(utterance.changed.wait(), _OPENING_PATIENCE_S)
+                begun = utterance.opened_at
+        utterance.timeline.write(begun or self._now(), chunk.start_s, chunk.duration_s)
+
+    async def start_word_timestamps(self) -> None:
+        """The framework opens the playing context's word clock here, by the same rule."""
+        utterance = self._utterances.get(self.get_active_audio_context_id() or "")
+        if utterance is not None and utterance.opening is None:
+            utterance.opened_at = self._now()
+            utterance.opening = max(utterance.opened_at, self._word_timestamp_tracker.last_pts / 1e9)
+            utterance.changed.set()
+        await super().start_word_timestamps()
 
     async def _place(self, utterance: _Utterance, word: Word) -> None:
         utterance.script.words.append(word)
@@ -498,8 +520,6 @@ class HiggsTTSService(TTSService):
                     return
                 if utterance.failed and isinstance(frame, TTSTextFrame):
                     return  # the framework takes the rest of the text for spoken
-            if isinstance(frame, TTSTextFrame) and frame.pts:
-                self._last_word_at = frame.pts / 1e9
             if isinstance(frame, (TTSStartedFrame, TTSStoppedFrame, TTSTextFrame)):
                 frame.metadata[_UTTERANCE] = utterance
             elif isinstance(frame, (LLMFullResponseEndFrame, LLMAssistantPushAggregationFrame)) or (
@@ -524,7 +544,7 @@ class HiggsTTSService(TTSService):
                 utterance.dead = True
                 utterance.dead_at = self._now()
                 utterance.speech.stop()
-                utterance.cut.set()
+                utterance.changed.set()
                 self._settle_later(utterance)
         if dead and len(dead) == len(self._utterances):
             self._device.drop(dead[-1].dead_at)
@@ -660,8 +680,9 @@ class PlayoutTracker(FrameProcessor):
                 return
             elif isinstance(frame, TTSTextFrame) and _UTTERANCE in frame.metadata:
                 return  # it came by the clock; the word goes by what is played
-            elif utterance is not None and not utterance.over:
+            elif utterance is not None:
                 self._held.append(frame)
+                await self._release()
                 return
         await self.push_frame(frame, direction)
 
@@ -681,6 +702,7 @@ class PlayoutTracker(FrameProcessor):
         if words > utterance.said:
             utterance.said = words
             await self._show(utterance, utterance.script.written_by_word(words))
+            await self._release()
 
     async def _stopped(self, frame: TTSStoppedFrame, utterance: _Utterance | None) -> None:
         if utterance is not None and utterance.done and not utterance.dead:
@@ -708,9 +730,11 @@ class PlayoutTracker(FrameProcessor):
     async def _show(self, utterance: _Utterance, until: int) -> None:
         """Let the written text through up to a character."""
         text = utterance.script.written[utterance.shown : until]
-        utterance.shown = max(until, utterance.shown)
         if not text:
             return
+        if utterance.shown == 0 and not text[0].isspace():
+            text = f" {text}"  # it may follow another utterance in the same message
+        utterance.shown = until
         frame = TTSTextFrame(text, TextType.WORD)
         frame.context_id = utterance.context_id
         frame.append_to_context = self._in_transcript
@@ -720,8 +744,14 @@ class PlayoutTracker(FrameProcessor):
         await self.push_frame(frame)
 
     async def _release(self) -> None:
-        while self._held and self._held[0].metadata[_UTTERANCE].over:
+        """Let go what waited for words, in order."""
+        while self._held and self._due(self._held[0]):
             await self.push_frame(self._held.pop(0))
+
+    @staticmethod
+    def _due(frame: Frame) -> bool:
+        utterance: _Utterance = frame.metadata[_UTTERANCE]
+        return utterance.over or (_AFTER in frame.metadata and utterance.shown >= frame.metadata[_AFTER])
 
 
 def _is_file(name: str) -> bool:
