@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from higgs_voice.model.loading import Loaded, load
-from higgs_voice.model.runner import Runner
 from numpy.typing import NDArray
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
+from higgs_voice.model.loading import Loaded, load
+from higgs_voice.model.runner import Runner
 from tests.model.oracle import Oracle
 
 

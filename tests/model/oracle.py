@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from higgs_voice.model.loading import Loaded
 from higgs_voice.model.prompt import Rows
-from numpy.typing import NDArray
 
 
 def model_inputs(rows: Rows) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from higgs_voice.model.delay import DelayReverter, build_delay, revert_delay
 from higgs_voice.model.loading import Loaded
 

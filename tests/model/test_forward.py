@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from higgs_voice.errors import CheckpointError
 from higgs_voice.model.forward import Forward
 from higgs_voice.model.kv import ContiguousPool, KvPool, KvShape
 from higgs_voice.model.prompt import Rows
-
 from tests.model.oracle import next_logits
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from higgs_voice.errors import EngineBusyError
 from higgs_voice.model.kv import FIRST_CAPACITY, ContiguousPool, KvPool, KvShape
 from higgs_voice.model.prompt import Rows

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from higgs_voice.errors import CheckpointError, ModelNotFoundError
 from higgs_voice.model import loading
 from higgs_voice.model.loading import DEFAULT_CODEC, NANO, load, resolve
@@ -31,7 +32,7 @@ def test_names_and_what_they_mean(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nono", "", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_an_unknown_name_says_which_work(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="'nano'.*folder.*hub id"):
+    with pytest.raises(ModelNotFoundError, match=r"'nano'.*folder.*hub id"):
         load(name)
 
 
@@ -41,7 +42,7 @@ def test_an_unknown_codec_says_which_work() -> None:
 
 
 def test_a_hub_id_without_a_network_says_so() -> None:
-    with pytest.raises(ModelNotFoundError, match="offline.*folder"):
+    with pytest.raises(ModelNotFoundError, match=r"offline.*folder"):
         load("bosonai/higgs-audio-v2-generation-3B-base")
 
 
@@ -66,7 +67,7 @@ def test_a_missing_file(copy: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         load(str(copy))
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        load(str(copy / "model" / ".."  / "model" / "..") if False else str(copy.parent))
+        load(str(copy.parent))
 
 
 def test_a_checkpoint_of_another_kind(copy: Path) -> None:

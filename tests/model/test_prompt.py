@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from higgs_voice.model.loading import Loaded, stand_in_tokenizer
 from higgs_voice.model.prompt import PieceTokenizer, PromptBuilder, Rows
 from higgs_voice.model.runner import Runner
@@ -32,7 +33,12 @@ def prompts(runner: Runner) -> PromptBuilder:
 def processed(nano: Loaded, conversation: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Ids [L] and audio rows [A, K] by the processor's template; clips are in the conversation as samples."""
     inputs = nano.processor.apply_chat_template(
-        conversation, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, sampling_rate=24000
+        conversation,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        sampling_rate=24000,
     )
     audio = inputs["audio_input_ids"][0].numpy() if "audio_input_ids" in inputs else np.zeros((0, 8))
     return inputs["input_ids"][0].numpy(), audio

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from higgs_voice.config import Sampling
 from higgs_voice.errors import EngineBusyError
 from higgs_voice.model.delay import revert_delay
 from higgs_voice.model.kv import KvSlot
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Generation, Runner
-
 from tests.model.oracle import Oracle
 
 GREEDY = Sampling(temperature=0.0, ras_win_len=None, max_new_tokens=24)

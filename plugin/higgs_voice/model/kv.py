@@ -142,7 +142,9 @@ class KvPool(ABC):
     def acquire(self) -> KvSlot:
         """A new, empty slot. Errors: `EngineBusyError`."""
         if not self._free_indices:
-            raise EngineBusyError(f"all {self.max_slots} contexts of this engine are in use; close a session and try again")
+            raise EngineBusyError(
+                f"all {self.max_slots} contexts of this engine are in use; close a session and try again"
+            )
         slot = KvSlot(self, self._free_indices.pop(), self.shape.num_codebooks)
         self._slots[slot.index] = slot
         return slot

@@ -6,17 +6,15 @@ and nothing after the name's resolution knows which it was.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     DacFeatureExtractor,
@@ -88,7 +86,7 @@ def resolve(model: str, codec: str | None = None) -> Source:
     folder = Path(model).expanduser()
     if model == "nano":
         found = Source(model, str(NANO / "model"), str(NANO / "codec"))
-    elif folder.is_dir():
+    elif model and folder.is_dir():
         found = _resolve_folder(model, folder)
     elif _is_hub_id(model):
         found = Source(model, model, CODECS.get(model, DEFAULT_CODEC))
@@ -100,15 +98,21 @@ def resolve(model: str, codec: str | None = None) -> Source:
     if codec is None:
         return found
     if not Path(codec).expanduser().is_dir() and not _is_hub_id(codec):
-        raise ModelNotFoundError(f"there is no codec {codec!r}: give a folder with a codec in it, or a hub id such as {DEFAULT_CODEC!r}")
-    return Source(found.name, found.model, str(Path(codec).expanduser()) if Path(codec).expanduser().is_dir() else codec)
+        raise ModelNotFoundError(
+            f"there is no codec {codec!r}: give a folder with a codec in it, or a hub id such as {DEFAULT_CODEC!r}"
+        )
+    return Source(
+        found.name, found.model, str(Path(codec).expanduser()) if Path(codec).expanduser().is_dir() else codec
+    )
 
 
 def _resolve_folder(name: str, folder: Path) -> Source:
     """A folder that holds ``model`` and ``codec``, or is a model's itself, with or without a ``codec`` in or beside it."""
     model = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     if not (model / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds no checkpoint: neither {model / 'config.json'} nor a folder named model is there")
+        raise CheckpointError(
+            f"{folder} holds no checkpoint: neither {model / 'config.json'} nor a folder named model is there"
+        )
     for codec in (folder / "codec", model.resolve().parent / "codec"):
         if (codec / "config.json").is_file():
             return Source(name, str(model), str(codec))
@@ -140,7 +144,7 @@ def load(
         _check_config(source.codec, HiggsAudioV2TokenizerConfig.model_type, "a Higgs Audio v2 codec")
         network = _load_weights(HiggsAudioV2ForConditionalGeneration, source.model, kind).to(where).eval()
         voice = _load_weights(HiggsAudioV2TokenizerModel, source.codec, torch.float32).to(where).eval()
-        tokenizer = _guarded(source.model, lambda: AutoTokenizer.from_pretrained(source.model))
+        tokenizer = _guarded(source.model, lambda: _tokenizer(source.model))
         extractor = _feature_extractor(source.model, voice.config)
     return _assemble(source.name, network, voice, tokenizer, extractor, where, kind)
 
@@ -165,7 +169,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """No progress bars, no load reports: what went wrong becomes an exception."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -182,7 +186,16 @@ def _guarded(source: str, read: Callable[[], _T]) -> _T:
     """Run a read of a checkpoint; what libraries raise becomes one sentence."""
     try:
         return read()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not Path(source).is_dir():
             raise ModelNotFoundError(
@@ -211,6 +224,10 @@ def _load_weights(cls: Any, source: str, dtype: torch.dtype) -> Any:
     return network
 
 
+def _tokenizer(source: str) -> Any:
+    return AutoTokenizer.from_pretrained(source)
+
+
 def _feature_extractor(source: str, config: Any) -> DacFeatureExtractor:
     try:
         return DacFeatureExtractor.from_pretrained(source)
@@ -229,7 +246,11 @@ def _assemble(
 ) -> Loaded:
     config: Any = model.config
     size = int(codec.config.codebook_size)
-    books = int(codec.quantizer.num_quantizers if hasattr(codec.quantizer, "num_quantizers") else len(codec.quantizer.quantizers))
+    books = int(
+        codec.quantizer.num_quantizers
+        if hasattr(codec.quantizer, "num_quantizers")
+        else len(codec.quantizer.quantizers)
+    )
     if books != config.num_codebooks or size != config.audio_stream_bos_id:
         raise CheckpointError(
             f"the model {name} and its codec do not fit: the model speaks {config.num_codebooks} codebooks of "
@@ -283,18 +304,18 @@ def stand_in_tokenizer() -> Any:
     Common words are one token each and other text is cut into bytes, so a sentence takes somewhat more tokens than with
     the published vocabulary of 128,000.
     """
-    words = {piece: None for word in _COMMON.split() for piece in (word, "Ġ" + word)}
-    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        built = word[0]
-        for letter in word[1:]:
-            if (built, letter) not in merges:
-                merges.append((built, letter))
-            built += letter
-            vocabulary.setdefault(built, len(vocabulary))
-    backend = Tokenizer(models.BPE(vocab={**vocabulary, **_SPECIAL}, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [piece for word in _COMMON.split() for piece in (word, "Ġ" + word)]
+    headers = ["system", "user", "assistant", "ĊĊ"]  # Ċ is how byte-level vocabularies write a newline
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(alphabet + words + headers))}
+    backend = Tokenizer(models.BPE(vocab={**vocabulary, **_SPECIAL}, merges=[], ignore_merges=True))
+    words_and_lines = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words_and_lines, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
     with (NANO / "model" / "chat_template.jinja").open(encoding="utf-8") as template:
@@ -323,7 +344,8 @@ def random_model(
         raise ModelNotFoundError(f"there is no shape {shape!r} for a model with random weights; use '3b'")
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
-    config: Any = HiggsAudioV2Config(codebook_size=1026, **({} if layers is None else {"num_hidden_layers": layers}))
+    settings: dict[str, Any] = {"codebook_size": 1026} | ({} if layers is None else {"num_hidden_layers": layers})
+    config: Any = HiggsAudioV2Config(**settings)
     model = _random(HiggsAudioV2ForConditionalGeneration, config, where, kind, seed)
     codec = _random(HiggsAudioV2TokenizerModel, HiggsAudioV2TokenizerConfig(), where, torch.float32, seed)
     extractor = DacFeatureExtractor(sampling_rate=codec.config.sample_rate, hop_length=1)

@@ -9,7 +9,8 @@ logits say, so a start needs none and the first step already gives codebook 0 of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ class Generation:
     slot: KvSlot
     sampling: Sampling
     seed: int
+    rng: np.random.Generator
+    """Where the uniform numbers come from."""
+    reverter: DelayReverter
     row: NDArray[np.int16]
     """[K] the last row produced; the next step feeds it."""
     produced: int = 1
@@ -44,8 +48,6 @@ class Generation:
     """Frames completed."""
     finished: bool = False
     """Whether the last row was EOS in all codebooks."""
-    _rng: np.random.Generator = field(default_factory=np.random.default_rng, repr=False)
-    _reverter: DelayReverter = field(default_factory=lambda: DelayReverter(0, bos=0, eos=0), repr=False)
 
     @property
     def exhausted(self) -> bool:
@@ -80,9 +82,7 @@ class PendingStep:
     def results(self) -> list[StepResult]:
         """One result a generation; refused ones last."""
         rows = self._rows.cpu().numpy().astype(np.int16) if self._generations else np.zeros((0, 0), np.int16)
-        done = [
-            self._runner.take(generation, row) for generation, row in zip(self._generations, rows, strict=True)
-        ]
+        done = [self._runner.take(generation, row) for generation, row in zip(self._generations, rows, strict=True)]
         return done + self._refused
 
 
@@ -103,7 +103,7 @@ class Runner:
     def __init__(self, loaded: Loaded, *, max_rows: int | None = None, max_slots: int = 256) -> None:
         """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device."""
         self.loaded = loaded
-        config = loaded.model.config
+        config: Any = loaded.model.config
         self.forward = Forward(loaded.model)
         self.prompts = PromptBuilder(loaded.tokenizer, config)
         self.num_codebooks: int = config.num_codebooks
@@ -149,15 +149,14 @@ class Runner:
         """Begin a generation behind a slot's rows, which end with `PromptBuilder.opening`. The slot is the generation's
         until it is over; cropping or prefilling it in between makes the generation meaningless."""
         slot.reserve(slot.length + 1)
-        rng = np.random.default_rng(seed)
         self.sampler.begin(slot.index, sampling, slot.rows.last_audio(sampling.ras_win_len or 0), slot.length)
         return Generation(
             slot=slot,
             sampling=sampling,
             seed=seed,
+            rng=np.random.default_rng(seed),
+            reverter=DelayReverter(self.num_codebooks, bos=self.bos, eos=self.eos),
             row=np.full(self.num_codebooks, self.bos, dtype=np.int16),
-            _rng=rng,
-            _reverter=DelayReverter(self.num_codebooks, bos=self.bos, eos=self.eos),
         )
 
     def step(self, generations: Sequence[Generation]) -> list[StepResult]:
@@ -179,7 +178,7 @@ class Runner:
             return PendingStep(self, ready, torch.empty(0), refused)
         for generation in ready:
             if (generation.produced - 1) % BLOCK == 0:
-                self.sampler.refill(generation.slot.index, generation._rng)
+                self.sampler.refill(generation.slot.index, generation.rng)
         slots = [generation.slot for generation in ready]
         self.forward.extend_positions(max(slot.length for slot in slots) + 1)
         lines = torch.tensor([slot.index for slot in slots], device=self.device)
@@ -225,7 +224,7 @@ class Runner:
         generation.row = row
         generation.produced += 1
         generation.finished = bool((row == self.eos).all())
-        frame = generation._reverter.push(row)
+        frame = generation.reverter.push(row)
         if frame is not None:
             generation.frames += 1
         return StepResult(generation, row=row, frame=frame, finished=generation.finished)

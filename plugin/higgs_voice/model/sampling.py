@@ -66,7 +66,9 @@ def invert(p: Tensor, u: Tensor) -> Tensor:
 class Sampler:
     """The tables, and the draw. One line a slot: `begin` sets it, `sample` moves it on."""
 
-    def __init__(self, lines: int, num_codebooks: int, vocabulary: int, *, bos: int, eos: int, device: torch.device) -> None:
+    def __init__(
+        self, lines: int, num_codebooks: int, vocabulary: int, *, bos: int, eos: int, device: torch.device
+    ) -> None:
         self.num_codebooks = num_codebooks
         self.vocabulary = vocabulary
         self.bos, self.eos = bos, eos
