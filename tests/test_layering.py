@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The documented API hands out tensors, so it may reach the delay pattern and the codec.
     "serve_engine": {"backends"} | BELOW_BACKENDS | LEAVES,
     # Entry points, and the list of public names.
-    "cli": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
+    "bench": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
+    "cli": {"bench", "serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
     "__init__": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
 }
 
@@ -65,9 +67,14 @@ def module_of(file: Path) -> list[str]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
+@cache
+def nodes_of(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text(), str(file))))
+
+
 def imports_of(file: Path, source: str | None = None) -> Iterator[Import]:
     package = module_of(file) if file.name == "__init__.py" else module_of(file)[:-1]
-    for node in ast.walk(ast.parse(source if source is not None else file.read_text(), str(file))):
+    for node in nodes_of(file) if source is None else ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(file, node.lineno, alias.name)
@@ -186,12 +193,14 @@ def test_only_entry_points_read_the_environment() -> None:
     for file in plugin_files():
         if file.is_relative_to(PACKAGE) and str(file.relative_to(PACKAGE)) in READS_ENVIRONMENT:
             continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
-            if isinstance(node, ast.ImportFrom) and node.module == "os":
-                name = next((f"os.{a.name}" for a in node.names if a.name in ("environ", "getenv", "environb")), "")
-            if name in ("os.environ", "os.getenv", "os.environb"):
-                found.append(f"{file.relative_to(ROOT)}:{node.lineno} uses {name}")
+        for node in nodes_of(file):
+            names: list[str] = []
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                names = [node.attr]
+            elif isinstance(node, ast.ImportFrom) and node.module == "os":
+                names = [alias.name for alias in node.names]
+            if {"environ", "environb", "getenv", "getenvb"} & set(names):
+                found.append(f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)} uses os.{names[0]}")
     assert not found, "\n".join(found)
 
 
