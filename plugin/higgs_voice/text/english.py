@@ -138,17 +138,25 @@ _SHORT_WORD: Final = re.compile(
     rf"(?<![\w.@-])({'|'.join(re.escape(word) for word in _SHORT)})\.(?![\w])(?:,(?= ))?", re.IGNORECASE
 )
 _STREET: Final = re.compile(r"(?<![\w.])(St|Dr)\.(?!\w)")
-_NUMBERED: Final = re.compile(r"(?<![\w.])([Nn]o|[Nn]os|[Vv]ol|[Ff]ig|[Cc]h|[Ss]ec|[Aa]rt|[Pp]p?)\. ?(?=#?\d)")
+_NUMBERED: Final = re.compile(r"(?<![\w.])([Nn]o|[Nn]os|[Vv]ol|[Ff]ig|[Cc]h|[Ss]ec|[Aa]rt|[Ee]xt|[Pp]p?)\. ?(?=#?\d)")
 _NUMBERED_WORDS: Final = {
     "no": "number ", "nos": "numbers ", "vol": "volume ", "fig": "figure ", "ch": "chapter ", "sec": "section ", "art": "article ",
-    "p": "page ", "pp": "pages ",
+    "p": "page ", "pp": "pages ", "ext": "extension ",
 }  # fmt: skip
 _WITH: Final = re.compile(r"(?<![\w/])w/(o(?!\w))?(?=[\s\w])")
+_WORLD_WAR: Final = re.compile(r"(?<!\w)WWI(I)?(?!\w)")
+_WEEKDAY: Final = r"(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
+_WEEKDAYS: Final = re.compile(
+    rf"(?<!\w){_WEEKDAY}\.?(?: ?[-–] ?{_WEEKDAY}(?!\w)\.?|(?=,? (?:\d|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec))))"
+)
+_WEEKDAY_NAMES: Final = {
+    "Mo": "Monday", "Tu": "Tuesday", "We": "Wednesday", "Th": "Thursday", "Fr": "Friday", "Sa": "Saturday", "Su": "Sunday",
+}  # fmt: skip
 _AND_OR: Final = re.compile(r"(?<!\w)and/or(?!\w)")
 _DOTTED: Final = re.compile(
     r"(?<![\w.])(?:[A-Za-z]\.){2,8}(?:[A-Za-z](?!\w))?|(?<![\w.])(?:Ph\.D|M\.Sc|B\.Sc)\.?(?!\w)"
 )
-_INITIAL: Final = re.compile(r"(?<![\w.'])[A-Z]\.(?=(?: ?[A-Z]\.)* ?[A-Z][a-z'])")
+_INITIAL: Final = re.compile(r"(?<![\w.'])[A-Z]\.(?=(?: ?[A-Z]\.){0,4} ?[A-Z][a-z'])")
 _ROMAN: Final = r"(?:X{0,3}(?:IX|IV|V?I{0,3}))(?![\w']|\.\w)"
 _NUMERAL_AFTER: Final = re.compile(
     rf"(?<!\w)(Chapter|Part|Section|Volume|Vol|Act|Scene|Book|Phase|Type|Level|Stage|World War|Article|Appendix|Super Bowl|"
@@ -168,11 +176,18 @@ def _abbreviations(sub: Sub) -> None:
     sub(_TITLE, lambda match: _TITLES[match.group(1)])
     sub(_SHORT_WORD, _short)
     sub(_AND_OR, "and or")
+    sub(_WORLD_WAR, lambda match: "World War " + ("two" if match.group(1) else "one"))
+    sub(_WEEKDAYS, _weekdays)
     sub(_WITH, lambda match: "without" if match.group(1) else "with ")
     sub(_DOTTED, _dotted)
-    sub(_INITIAL, _initial)
     sub(_NUMERAL_AFTER, lambda match: _numeral(match, regnal=False))
     sub(_REGNAL, lambda match: _numeral(match, regnal=True))
+    sub(_INITIAL, _initial)
+
+
+def _weekdays(match: _Match) -> Pieces:
+    first, last = _WEEKDAY_NAMES[match.group(1)[:2]], match.group(2)
+    return f"{first} to {_WEEKDAY_NAMES[last[:2]]}" + _kept_stop(match) if last else first
 
 
 def _ends_sentence(match: _Match) -> bool:
@@ -216,7 +231,7 @@ def _short(match: _Match) -> Pieces:
 
 
 def _initial(match: _Match) -> Pieces:
-    word = re.match(r" ([A-Za-z']+)", match.string[match.end() : match.end() + 24])
+    word = re.match(r" ([A-Za-z]+)", match.string[match.end() : match.end() + 24])
     return None if word is not None and word.group(1) in STARTERS else match.group()[0] + ("" if word else " ")
 
 
@@ -273,6 +288,7 @@ _INTERNATIONAL: Final = re.compile(r"(?<![\w+])\+\d[\d ().-]{5,20}\d(?!\w)")
 _PHONE: Final = re.compile(
     r"(?<![\w.,$€£+/-])(?:(1)[ .-])?(?:\((\d{3})\) ?|(\d{3})[ .-])(\d{3})[ .-](\d{4})(?![\w-]|[.,]\d)"
 )
+_TRUNK: Final = re.compile(r"(?<![\w.,$€£+/-])0\d{1,4}(?:[ -]\d{2,8}){1,4}(?![\w-]|[.,]\d)")
 _LOCAL: Final = re.compile(r"(?<![\w.,$€£+/-])(\d{3})-(\d{4})(?![\w-]|[.,]\d)")
 _DIALLED: Final = re.compile(r"(?<!\w)((?:[Cc]all|[Dd]ial|[Tt]ext|[Pp]ress|[Rr]ing) )(\d{3,6})(?![\w,.]\w|\w|[.,]\d)")
 
@@ -307,7 +323,9 @@ _SCALES: Final = {
 }  # fmt: skip
 _SCALE: Final = r"(?:(?: ?)(thousand|million|billion|trillion|lakh|crore|k|K|mm|MM|m|M|bn|Bn|b|B|tn|t|T)(?!\w))?"
 _SYMBOL: Final = "[$€£¥₹₩₽₺₪₿]"
-_PRICE: Final = re.compile(rf"(?<!\w)(-)?(US|CA|C|AU|A|NZ|HK)?({_SYMBOL}) ?(-)?({_NUM})(\.\d+)?{_SCALE}(?!\d)")
+_PRICE: Final = re.compile(
+    rf"(?<!\w)(-)?(US|CA|C|AU|A|NZ|HK)?({_SYMBOL}) ?(-)?(?=[.\d])({_NUM})?(\.\d+)?{_SCALE}(?:s(?!\w))?(?!\d)"
+)
 _PRICE_BEHIND: Final = re.compile(
     rf"(?<![\w.,])({_NUM})([.,]\d{{2}})?{_SCALE} ?([€£¥₹₽₺]|\$(?!\d)|(?:USD|EUR|GBP|JPY|INR|CHF|CAD|AUD)(?!\w))"
 )
@@ -318,7 +336,8 @@ _PER_MILLE: Final = re.compile(" ?‰")
 
 _UNITS: Final = {
     "km/h": ("kilometer per hour", "kilometers per hour"), "kmh": ("kilometer per hour", "kilometers per hour"),
-    "kph": ("kilometer per hour", "kilometers per hour"), "mph": ("mile per hour", "miles per hour"), "m/s": ("meter per second", "meters per second"),
+    "kph": ("kilometer per hour", "kilometers per hour"), "mph": ("mile per hour", "miles per hour"), "GB/s": ("gigabyte per second", "gigabytes per second"), "MB/s": ("megabyte per second", "megabytes per second"),
+    "kB/s": ("kilobyte per second", "kilobytes per second"), "KB/s": ("kilobyte per second", "kilobytes per second"), "m/s": ("meter per second", "meters per second"),
     "km": ("kilometer", "kilometers"), "cm": ("centimeter", "centimeters"), "mm": ("millimeter", "millimeters"), "nm": ("nanometer", "nanometers"),
     "µm": ("micrometer", "micrometers"), "m": ("meter", "meters"), "mi": ("mile", "miles"), "ft": ("foot", "feet"), "yd": ("yard", "yards"),
     "kg": ("kilogram", "kilograms"), "mg": ("milligram", "milligrams"), "g": ("gram", "grams"), "lb": ("pound", "pounds"), "lbs": ("pound", "pounds"),
@@ -338,7 +357,7 @@ _UNITS: Final = {
     "mpg": ("mile per gallon", "miles per gallon"), "psi": ("P S I", "P S I"), "gal": ("gallon", "gallons"), "pt": ("point", "points"),
 }  # fmt: skip
 _UNIT: Final = re.compile(
-    rf"(?<![\w.,])({_DEC}|\d+/\d+|[½¼¾⅓⅔])( ?-?)({'|'.join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))})(?![\w²³])(\.(?= [a-z0-9]))?"
+    rf"(?<![\w.,])({_DEC}|\d+/\d+|[½¼¾⅓⅔])( ?-?)({'|'.join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))})(?![\w²³])(\.(?= [a-z0-9]|[,;:]))?"
 )
 _DEGREES: Final = re.compile(r" ?(?:°|º) ?(C|F|K)?(?!\w)|℃|℉")
 _PER: Final = re.compile(
@@ -366,6 +385,7 @@ _SHORT_DECADE: Final = re.compile(r"(?<!\w)'?([2-9])0'?s(?!\w)")
 _VERSION: Final = re.compile(r"(?<![\w.])([vV](?:ersion )?\.? ?)?(\d+(?:\.\d+){2,8})(?![\w]|\.\d)")
 _V: Final = re.compile(r"(?<![\w.])[vV](?=\d{1,4}(?:\.\d{1,4})?(?!\w))")
 _HASH: Final = re.compile(r"(?<!\w)(?:#|№) ?(?=\d)")
+_ZIP: Final = re.compile(r"(?<!\w)([A-Z]{2}) (\d{5})(?:-(\d{4}))?(?![\w-]|[.,]\d)")
 _CODE: Final = re.compile(
     r"(?<!\w)((?:code|pin|PIN|OTP|zip|ZIP|account|order|confirmation|reference|tracking|ID|id|ticket|case|serial|extension|ext\.?|flight|room|"
     r"ending in|ends in|ending with)(?: code)?(?: number)?(?: is|:)? (?:#|number )?)(\d{4,20})(?![\w]|[.,]\d)",
@@ -376,22 +396,26 @@ _MIXED: Final = re.compile(
 )
 _SCALED: Final = re.compile(rf"(?<![\w.,])({_DEC})(k|M|bn)(?!\w)")
 _MINUS: Final = re.compile(r"(?<![\w)\]%.,])-(?=\.?\d)")
-_YEAR_RANGE: Final = re.compile(r"(?<![\w.,-])(1[1-9]\d\d|20\d\d) ?[-–] ?(\d{4}|\d{2})(?![\w-]|[.,]\d)")
+_JOINED: Final = re.compile(r"(?<=[\w.])-(?=\d)")
+_YEAR_RANGE: Final = re.compile(r"(?<![\w.,-])(1[1-9]\d\d|20\d\d) ?[-–/] ?(\d{4}|\d{2})(?![\w-]|[.,]\d)")
 _APPROXIMATELY: Final = re.compile(r"(?<!\w)~ ?(?=[$€£]?\d)")
 _POWER: Final = re.compile(r"(?<=[\w)])\^(\d{1,3}|[a-z](?!\w))")
-_SUPERSCRIPT: Final = re.compile("(?<=[\\w)])([²³])")
+_SUPERSCRIPT: Final = re.compile("(?<=[\\w)])[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}")
+_SUPERSCRIPTS: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _NUMBER: Final = re.compile(rf"(?<![\d.]){_NUM}(?:\.\d+)?|\.\d+|\d+")
 
 
 def _figures(sub: Sub, british: bool) -> None:
     sub(_INTERNATIONAL, _international)
     sub(_PHONE, lambda match: ", ".join(digits(group) for group in match.groups() if group))
+    sub(_TRUNK, _trunk)
     sub(_ISO, _iso_date)
     sub(_FIGURE_DATE, lambda match: _figure_date(match, british))
     sub(_LOCAL, lambda match: f"{digits(match.group(1))}, {digits(match.group(2))}")
     sub(_MONTH_DAY, lambda match: _month_day(match, british))
     sub(_DAY_MONTH, lambda match: _day_month(match))
     sub(_MONTH_YEAR, lambda match: f"{_MONTH_OF[match.group(1) or match.group(2)]} {year(int(match.group(3)))}")
+    sub(_ZIP, lambda match: [match.span(1), *(f" {digits(group)}" for group in match.groups()[1:] if group)])
     sub(_CODE, lambda match: [match.span(1), digits(match.group(2))])
     sub(_DIALLED, lambda match: [match.span(1), digits(match.group(2))])
     sub(_YEAR_RANGE, _year_range)
@@ -428,21 +452,13 @@ def _figures(sub: Sub, british: bool) -> None:
     sub(_VERSION, _version)
     sub(_V, "version ")
     sub(_HASH, "number ")
-    sub(_MIXED, _mixed)
     sub(_SCALED, lambda match: [match.span(1), " " + _SCALES[match.group(2)]])
+    sub(_MIXED, _mixed)
     sub(_APPROXIMATELY, "about ")
-    sub(
-        _POWER,
-        lambda match: (
-            " squared"
-            if match.group(1) == "2"
-            else " cubed"
-            if match.group(1) == "3"
-            else [" to the power of ", match.span(1)]
-        ),
-    )
-    sub(_SUPERSCRIPT, lambda match: " squared" if match.group() == "²" else " cubed")
+    sub(_POWER, lambda match: _power(match.group(1)))
+    sub(_SUPERSCRIPT, lambda match: _power(match.group().translate(_SUPERSCRIPTS)))
     sub(_MINUS, "minus ")
+    sub(_JOINED, " ")
     sub(_NUMBER, lambda match: _number(match, british))
 
 
@@ -462,6 +478,12 @@ def _international(match: _Match) -> Pieces:
             run = run[3:]
         groups.append(run)
     return "plus " + ", ".join(digits(group) for group in groups)
+
+
+def _trunk(match: _Match) -> Pieces:
+    """A number with its area code and leading zero, as outside North America."""
+    groups = re.split("[ -]", match.group())
+    return ", ".join(digits(group) for group in groups) if 8 <= sum(map(len, groups)) <= 13 else None
 
 
 def _iso_date(match: _Match) -> Pieces:
@@ -521,19 +543,22 @@ def _year_range(match: _Match) -> Pieces:
     first, last = int(match.group(1)), match.group(2)
     if len(last) == 2:
         if int(last) <= first % 100:
-            return None
+            return f"{_MONTHS[int(last) - 1]} {year(first)}" if 1 <= int(last) <= 12 else None
         return f"{year(first)} to {cardinal(int(last)) if int(last) > 9 else 'oh ' + cardinal(int(last))}"
     return f"{year(first)} to {_year(last)}"
 
 
 def _range(match: _Match) -> Pieces:
-    """A hyphen or dash between two figures: "to"; between blanks and not rising it is a minus."""
+    """A hyphen or dash between two figures: "to" if they rise or are a score, between blanks a minus, else nothing."""
     start, end = match.span(1)
     left, right = match.group(1), re.match(r"[$€£¥₹]? ?([\d,.]*\d)", match.string[match.end() :])
     if left[-1] in ".,:" or right is None:
         return None
-    if match.group(2) == " - " and _value(left) >= _value(right.group(1)):
-        return [(start, end), " minus "]
+    if _value(left) >= _value(right.group(1)):
+        if match.group(2) == " - ":
+            return [(start, end), " minus "]
+        if _value(left) >= 100:
+            return [(start, end), " "]
     symbol = left[0] if left[0] in "$€£¥₹" else ""
     if symbol and not match.group(3):
         # "$5-10" is "five to ten dollars"
@@ -570,8 +595,11 @@ def _time(hour: int, minute: int, *, clock: bool = True) -> str:
     return f"{cardinal(hour)} o'clock" if 1 <= hour <= 12 else f"{cardinal(hour)} hundred"
 
 
-def _price(match: _Match, symbol: str, whole: str, fraction: str | None, scale: str | None, british: bool) -> Pieces:
+def _price(
+    match: _Match, symbol: str, whole: str | None, fraction: str | None, scale: str | None, british: bool
+) -> Pieces:
     one, many, cent, cents = _CURRENCIES[symbol]
+    whole = whole or "0"
     nation = ""
     if match.re is _PRICE:
         nation = _NATIONS.get(match.group(2) or "", "")
@@ -674,6 +702,11 @@ def _mixed(match: _Match) -> Pieces:
     return " ".join(parts)
 
 
+def _power(exponent: str) -> str:
+    named = {"2": " squared", "3": " cubed"}.get(exponent)
+    return named or f" to the power of {amount(exponent) if exponent.isdigit() else exponent}"
+
+
 def _number(match: _Match, british: bool) -> Pieces:
     """What is left: years where four figures without a comma look like one, else the number; blanks between letters and it."""
     token, text = match.group(), match.string
@@ -682,14 +715,16 @@ def _number(match: _Match, british: bool) -> Pieces:
         said = year(int(token))
     else:
         said = amount(token, british)
-    return (
-        f"{' ' if before.isalnum() or before in '-/' else ''}{said}{' ' if behind.isalnum() or behind in '-/' else ''}"
-    )
+    return f"{' ' if before.isalnum() else ''}{said}{' ' if behind.isalnum() else ''}"
 
 
 # Signs and capitals
 
 _SLASH: Final = re.compile(rf"(?<=[{_W}]) ?/ ?(?=[{_W}])")
+_EITHER: Final = re.compile(
+    r"(?<=\b[Hh]e)/(?=she\b)|(?<=\b[Ss]he)/(?=he\b)|(?<=\b[Hh]is)/(?=her)|(?<=\b[Hh]im)/(?=her\b)|(?<=\b[Yy]es)/(?=no\b)|"
+    r"(?<=\b[Ee]ither)/(?=or\b)|(?<=\b[Oo]n)/(?=off\b)"
+)
 _AMPERSAND: Final = re.compile(" ?& ?")
 _PLUS: Final = re.compile(r"(?<=[\w)]) ?\+ ?(?=[\w(])|(?<=\w)\+(?=[\s.,!?]|\Z)|(?<!\S)\+(?=\w)")
 _SIGNS: Final = {
@@ -698,8 +733,13 @@ _SIGNS: Final = {
     "%": " percent", "€": " euros", "£": " pounds", "°": " degrees", "@": " at ", "π": " pi ", "µ": " micro", "•": ", ",
 }  # fmt: skip
 _SIGN: Final = re.compile("[" + "".join(re.escape(sign) for sign in _SIGNS) + "]")
-_LESS: Final = re.compile(r"(?<=[\w)]) < (?=\S)|(?<=\s)<(?=\d)")
-_MORE: Final = re.compile(r"(?<=[\w)]) > (?=\S)|(?<=\s)>(?=\d)")
+_LESS: Final = re.compile(r"(?<=[\w)]) < (?=\S)|(?<!\S)<(?=\w)")
+_MORE: Final = re.compile(r"(?<=[\w)]) > (?=\S)|(?<!\S)>(?=\w)")
+_OPERATOR: Final = re.compile(r" ?(<=|>=|!=|==|=>|->|<-) ?|(?<=[A-Za-z])\+\+(?!\w)")
+_OPERATORS: Final = {
+    "<=": " at most ", ">=": " at least ", "!=": " is not ", "==": " equals ", "=>": " to ", "->": " to ", "<-": " from ",
+}  # fmt: skip
+_FLAG: Final = re.compile(r"(?<!\S)--?(?=[A-Za-z])")
 _DOLLAR: Final = re.compile(r"\$(?=\s|\Z)")
 _UNSAID: Final = re.compile(r"[$#\\@]")
 
@@ -730,6 +770,9 @@ def _spell(match: _Match) -> Pieces:
 
 
 def _signs(sub: Sub) -> None:
+    sub(_OPERATOR, lambda match: _OPERATORS.get(match.group(1) or "", " plus plus"))
+    sub(_FLAG, "")
+    sub(_EITHER, " or ")
     sub(_SLASH, " slash ")
     sub(_AMPERSAND, " and ")
     sub(_PLUS, " plus ")

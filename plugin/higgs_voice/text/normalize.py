@@ -101,6 +101,7 @@ _INDIC: Final = re.compile("[\u0900-\u0d7f]")
 _DASH: Final = re.compile(r" ?(?:[—―]| –(?= )| -{1,3}(?= )|(?<=[^\s-])--(?=[^\s-]))[ —―–-]{0,8}")
 _BLANKS: Final = re.compile(r"\s+")
 _BLANK_BEFORE: Final = re.compile(r" +(?=[.,!?;:](?!\d))")
+_TIGHT: Final = re.compile("(?<=[a-z]),(?=[a-z])")
 _MARKS: Final = re.compile(r"[,;:](?: ?[,;:])+|[,;:]+ ?(?=[.!?])")
 _LEAD: Final = re.compile(r"\A(?:[\s,;:!?·•…。，、：；)\]]|[.-](?!\d))+")
 _OPEN_END: Final = re.compile(r"[\s,;:-]*[:-][\s,;:-]*\Z")
@@ -153,6 +154,7 @@ def _tidy(rewriting: Rewriting, stop: str, kept: Kept) -> None:
     rewriting.sub(_DASH, ", ")
     rewriting.sub(_BLANKS, lambda match: None if match.group() == " " else " ")
     rewriting.sub(_BLANK_BEFORE, "")
+    rewriting.sub(_TIGHT, ", ")
     rewriting.sub(
         _MARKS,
         lambda match: (

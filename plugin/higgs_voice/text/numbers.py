@@ -42,7 +42,8 @@ def digits(text: str) -> str:
 def amount(text: str, british: bool = False) -> str:
     """``1,234.50`` as "one thousand two hundred thirty-four point five zero"; a leading zero or too many digits: one by one."""
     whole, point, fraction = text.replace(",", "").partition(".")
-    long = len(whole) > (_MAX_DIGITS if "," in text else 6)
+    grouped = "," in text or whole.endswith("000")
+    long = len(whole) > (_MAX_DIGITS if grouped else 6)
     if not whole:
         words = ""
     elif long or (len(whole) > 1 and whole[0] == "0"):
