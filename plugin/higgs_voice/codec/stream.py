@@ -2,14 +2,14 @@
 
 The decoder is a stack of convolutions, so a sample depends on a bounded number of frames on either side of its own: its
 reach. A piece of an utterance that is decoded with that many frames of context on both sides is, sample for sample, what
-decoding the whole gives. The first pieces look ahead less, so that sound begins early; the look-ahead then grows to the
-full reach.
+decoding the whole gives. The first pieces look ahead less, so that sound begins early: they are decoded as if the
+utterance ended with what is there. What that costs is largest at a piece's end, where the next piece goes on with more
+look-ahead: with 5 frames it is below -40 dB there (docs/benchmarks.md has the figures), with 10 it is nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import nn
+from torch.nn import functional as F
 from transformers import HiggsAudioV2TokenizerModel
 
 from ..config import Settings
+from .layers import DecoderLayers, Span
 
 Samples = NDArray[np.float32]
 
@@ -28,10 +29,11 @@ Samples = NDArray[np.float32]
 class StreamSettings(Settings):
     """When a stream gives its pieces."""
 
-    ramp: tuple[tuple[int, int], ...] = ((2, 2), (2, 3), (3, 4), (4, 5), (4, 7))
+    ramp: tuple[tuple[int, int], ...] = ((2, 5), (3, 5), (4, 6), (6, 7))
     """(frames, look-ahead) of the first pieces, in frames. The look-ahead may not shrink."""
-    frames: int = Field(default=12, ge=1)
-    """Frames of a piece after the ramp; a piece takes more when more are there."""
+    frames: int = Field(default=8, ge=1)
+    """Frames of a piece after the ramp, which looks ahead as far as the decoder sees; when more are there, a piece takes a
+    multiple of it."""
     max_frames: int = Field(default=50, ge=1)
     """Frames a piece takes at most, so that one stream does not hold up the others."""
 
@@ -100,19 +102,16 @@ class DecodeStream:
         if self._finished:
             if left == 0:
                 return None
-            return (
-                (left, 0)
-                if left <= settings.max_frames
-                else (settings.max_frames, min(reach, left - settings.max_frames))
-            )
+            frames = min(left, settings.max_frames)
+            return frames, min(reach, left - frames)
         start = 0
         for frames, ahead in settings.ramp:
+            # By position alone, whatever else is there: the same codes give the same samples, however they were pushed.
             if self._done < start + frames:
-                frames -= self._done - start
-                return (frames, ahead) if left >= frames + ahead else None
+                return (frames, min(ahead, reach)) if left >= frames + min(ahead, reach) else None
             start += frames
-        frames = min(left - reach, settings.max_frames)
-        return (frames, reach) if frames >= settings.frames else None
+        frames = min(left - reach, settings.max_frames) // settings.frames * settings.frames
+        return (frames, reach) if frames > 0 else None
 
     def _window(self, frames: int, ahead: int) -> tuple[NDArray[np.int64], int]:
         """Codes of a piece with its context, [K, n], and how many frames of context stand before the piece."""
@@ -131,14 +130,17 @@ class Decoder:
     """The codec's decoder, for any number of streams; not thread-safe: one engine, one worker, one `Decoder`."""
 
     def __init__(self, codec: HiggsAudioV2TokenizerModel, settings: StreamSettings | None = None) -> None:
-        """`codec` is used as it is: its device, its dtype (float32 for equality to 1e-5), in evaluation mode."""
+        """The weights are taken as they are: on the codec's device, in its dtype (float32 for equality to 1e-5)."""
         self.settings = settings or StreamSettings()
-        self._codec = codec.eval()
         self.num_codebooks = int(codec.config.num_quantizers)
         self.codebook_size = int(codec.config.codebook_size)
         self.hop = int(codec.config.hop_length)
         """Samples a frame."""
-        self.reach = reach(codec.acoustic_decoder)
+        self._layers = DecoderLayers(codec.acoustic_decoder)
+        self._table = _codebooks(codec)
+        self._bias = codec.fc2.bias.detach()
+        self._rows = torch.arange(self.num_codebooks, device=self._table.device)[:, None] * self.codebook_size  # [K, 1]
+        self.reach = self._layers.reach
         """Frames on either side that a sample depends on."""
         self.fingerprint = fingerprint(codec)
 
@@ -154,58 +156,53 @@ class Decoder:
     def decode(self, codes: NDArray[np.integer]) -> Samples:
         """Decode codes [K, T] whole: float32 [T * hop]. Codes outside of the codebook are clipped to it."""
         checked = self.check(codes)
-        if checked.shape[1] == 0:
-            return np.zeros(0, dtype=np.float32)
-        return self._run([checked])[0]
+        frames, step = checked.shape[1], self.settings.max_frames  # pieces bound the memory
+        sound = np.empty(frames * self.hop, dtype=np.float32)
+        for begin in range(0, frames, step):
+            end = min(begin + step, frames)
+            first = max(0, begin - self.reach)
+            samples = Span((begin - first) * self.hop, (end - first) * self.hop)
+            sound[begin * self.hop : end * self.hop] = self._run([checked[:, first : end + self.reach]], samples)[0]
+        return sound
 
     def open(self) -> DecodeStream:
         """A stream for one utterance; its first and last samples are those of the utterance decoded alone."""
         return DecodeStream(self)
 
     def decode_ready(self, streams: Sequence[DecodeStream]) -> list[Samples]:
-        """The next piece of every stream (empty where nothing is ready), windows of equal length in one batch."""
+        """The next piece of every stream (empty where nothing is ready), pieces of equal shape in one batch."""
         out = [np.zeros(0, dtype=np.float32) for _ in streams]
-        groups: dict[int, list[tuple[int, int, int, NDArray[np.int64]]]] = {}
+        groups: dict[tuple[int, int, int], list[tuple[int, NDArray[np.int64]]]] = {}
         for place, stream in enumerate(streams):
             plan = stream._plan()  # pyright: ignore[reportPrivateUsage]
             if plan is not None:
                 window, before = stream._window(*plan)  # pyright: ignore[reportPrivateUsage]
-                groups.setdefault(window.shape[1], []).append((place, plan[0], before, window))
-        for group in groups.values():
-            sounds = self._run([window for *_, window in group])
-            for (place, frames, before, _), sound in zip(group, sounds, strict=True):
-                out[place] = sound[before * self.hop : (before + frames) * self.hop].copy()
-                streams[place]._advance(frames)  # pyright: ignore[reportPrivateUsage]
+                key = (window.shape[1], before * self.hop, (before + plan[0]) * self.hop)
+                groups.setdefault(key, []).append((place, window))
+        for (_, begin, end), group in groups.items():
+            sounds = self._run([window for _, window in group], Span(begin, end))
+            for (place, _), sound in zip(group, sounds, strict=True):
+                out[place] = sound
+                streams[place]._advance((end - begin) // self.hop)  # pyright: ignore[reportPrivateUsage]
         return out
 
-    def _run(self, windows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Decode windows [B][K, n]: [B, n * hop]."""
+    def _run(self, windows: Sequence[NDArray[np.int64]], samples: Span) -> Samples:
+        """`samples` of windows of codes [B][K, n], each an utterance of its own: [B, samples]."""
         with torch.inference_mode():
-            codes = torch.from_numpy(np.stack(windows)).to(self._codec.device)  # [B, K, n]
-            sound = self._codec.decode(codes, return_dict=False)  # [B, 1, n * hop]
-            return sound[:, 0].float().cpu().numpy()
+            codes = torch.from_numpy(np.stack(windows)).to(self._table.device)  # [B, K, n]
+            latents = F.embedding(codes + self._rows, self._table).sum(dim=1) + self._bias  # [B, n, C]
+            return self._layers.run(latents.transpose(1, 2), samples).float().cpu().numpy()
 
 
-def reach(decoder: nn.Module) -> int:
-    """Frames on either side of a frame that its samples depend on.
+def _codebooks(codec: HiggsAudioV2TokenizerModel) -> torch.Tensor:
+    """What each code of each codebook adds to a frame's latent, [K * codebook size, C].
 
-    Walks the convolutions from the waveform back to the frames and keeps the range of input positions that one frame of
-    output can see.
+    The quantizer adds up one projected vector a codebook and `fc2` is linear, so both can be applied to the codebooks once.
     """
-    layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)]
-    hop = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.ConvTranspose1d))
-    low, high = 0, hop - 1
-    for layer in reversed(layers):
-        kernel, stride = layer.kernel_size[0], layer.stride[0]
-        dilation, padding = layer.dilation[0], int(layer.padding[0])
-        if isinstance(layer, nn.ConvTranspose1d):
-            # output o takes inputs i with 0 <= o + padding - i * stride <= (kernel - 1) * dilation
-            low = -((dilation * (kernel - 1) - padding - low) // stride)
-            high = (high + padding) // stride
-        else:
-            low = low * stride - padding
-            high = high * stride - padding + dilation * (kernel - 1)
-    return max(-low, high)
+    with torch.no_grad():
+        return torch.cat(
+            [F.linear(each.project_out(each.codebook.embed), codec.fc2.weight) for each in codec.quantizer.quantizers]
+        )
 
 
 def fingerprint(codec: HiggsAudioV2TokenizerModel) -> str:
