@@ -32,7 +32,6 @@ from pipecat.workers.runner import WorkerRunner
 
 from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
 
-
 logger.disable("pipecat")
 
 
@@ -69,9 +68,13 @@ class HeldOutput(BaseOutputTransport):
             await asyncio.wait_for(self.changed.wait(), 5)
 
     def let_go(self) -> None:
+        """From now on write what comes."""
         self.free = True
-        for _ in range(100_000 // 100):
-            self._permits.release()
+        self._permits.release()  # for the chunk that waits
+
+    def hold(self) -> None:
+        self.free = False
+        self._permits = asyncio.Semaphore(0)
 
     @property
     def seconds(self) -> float:
@@ -146,6 +149,17 @@ class Room:
         async with asyncio.timeout(10):
             while not ready():
                 await asyncio.sleep(0.002)
+
+    def held_back(self) -> int:
+        """Chunks that have left the service since `forget` and could be played."""
+        return len(self.after_tts.audio) // 1920
+
+    def forget(self) -> None:
+        """Keep nothing of what passed."""
+        for tap in (self.before, self.after_tts, self.end):
+            tap.down.clear()
+            tap.up[:] = [frame for frame in tap.up if isinstance(frame, ErrorFrame)]
+        self.output.written.clear()
 
 
 async def settle_loop(turns: int = 50) -> None:

@@ -536,19 +536,35 @@ class HiggsTTSService(TTSService):
 
     # Barge-in
 
-    def interrupt(self, *, everything: bool = False) -> list[_Utterance]:
-        """Stop at once what may be interrupted; never waits. The interrupted utterances that are not settled yet."""
+    def interrupt(self, *, everything: bool = False) -> None:
+        """Stop at once what may be interrupted; never waits."""
         dead = [item for item in self._utterances.values() if item.interruptible or everything]
         for utterance in dead:
-            if not utterance.dead:
-                utterance.dead = True
-                utterance.dead_at = self._now()
-                utterance.speech.stop()
-                utterance.changed.set()
-                self._settle_later(utterance)
+            self._kill(utterance)
         if dead and len(dead) == len(self._utterances):
             self._device.drop(dead[-1].dead_at)
-        return dead
+
+    @property
+    def interrupted(self) -> list[_Utterance]:
+        """Interrupted utterances of which it is not known yet what was heard."""
+        return [utterance for utterance in self._utterances.values() if utterance.dead]
+
+    def _kill(self, utterance: _Utterance) -> None:
+        if utterance.dead:
+            return
+        utterance.dead = True
+        utterance.dead_at = self._now()
+        utterance.speech.stop()
+        utterance.changed.set()
+        self._settle_later(utterance)
+
+    async def on_audio_context_interrupted(self, context_id: str) -> None:
+        """The framework dropped this context: also that of a reply which began while it was handling the interruption."""
+        utterance = self._utterances.get(context_id)
+        if utterance is not None:
+            self._kill(utterance)
+            self._stale_llm = True
+        await super().on_audio_context_interrupted(context_id)
 
     def follow(self, tracker: PlayoutTracker) -> None:
         """A tracker is in the pipeline: it tells what was heard."""
@@ -571,7 +587,10 @@ class HiggsTTSService(TTSService):
     def _settle_later(self, utterance: _Utterance) -> None:
         def estimate() -> None:
             self._timers.discard(timer)
-            self.settle(utterance, utterance.timeline.heard(utterance.dead_at), None)
+            if self._tracker is not None:
+                self.settle(utterance, utterance.played_s, utterance.said)
+            else:
+                self.settle(utterance, utterance.timeline.heard(utterance.dead_at), None)
 
         timer = self.get_event_loop().call_later(_SETTLE_AFTER_S, estimate)
         self._timers.add(timer)
@@ -716,11 +735,10 @@ class PlayoutTracker(FrameProcessor):
         await self._release()
 
     async def _interrupted(self) -> None:
-        dead = self._tts.interrupt()
         if self._current is not None and self._current.dead:
             self._current = None
         self._held = [frame for frame in self._held if not frame.interruptible]
-        for utterance in dead:
+        for utterance in self._tts.interrupted:
             self._tts.settle(utterance, utterance.played_s, utterance.said)
         # An InterruptionFrame overtakes the words before it in the aggregator's queue: a few turns of the loop let them
         # arrive, so that the aggregator commits what the session was just told.
