@@ -152,7 +152,7 @@ def test_logits_are_the_same_bits_in_every_company(runner: Runner, codes: Any) -
 
     def decode(which: list[int]) -> torch.Tensor:
         slots = [generations[index].slot for index in which]
-        lines = torch.tensor([slot.index for slot in slots])
+        lines = runner.sampler.gather(torch.tensor([slot.index for slot in slots]))
         return runner.forward.decode(*runner.sampler.last(lines), runner.pool.decode(slots))
 
     for generation in generations:
@@ -181,10 +181,11 @@ def test_repetition_aware_sampling_looks_at_the_contexts_audio(runner: Runner, o
     clip = np.full((8, 30), 17, dtype=np.int16)
     runner.align(slot, runner.prompts.prefix(SYSTEM, None, (), [("Clip.", clip)]) + runner.prompts.opening("Hello."))
     runner.start(slot, Sampling(ras_win_len=12), 0)
-    window = runner.sampler.ints[slot.index, 3:].view(-1, 8)[-12:]
-    expected = torch.from_numpy(slot.rows.codes[slot.rows.audio][-11:].astype(np.int64))
-    assert torch.equal(window[:-1], expected)
-    assert (window[-1] == runner.bos).all()
+    window = runner.sampler.ints[slot.index, runner.sampler.history :].view(-1, 8)[-12:]
+    codes = torch.from_numpy(slot.rows.codes[slot.rows.audio][-11:].astype(np.int64))
+    assert torch.equal(window[:-1], codes.masked_fill(codes >= runner.bos, -1))
+    assert (window[:-1] == 17).sum() > 20
+    assert (window[-1] == -1).all()
 
 
 def test_a_prefill_stops_within_a_piece(runner: Runner, slot: KvSlot, codes: Any) -> None:

@@ -68,7 +68,7 @@ def drawn(sampler: Sampler, logits: torch.Tensor, u: float, again: float = 0.0) 
     """The row that line 0 gets at a uniform number; the line is left as it was."""
     before = sampler.ints.clone()
     sampler.uniforms[..., 0], sampler.uniforms[..., 1] = u, again
-    row = sampler.sample(logits, torch.tensor([0]))[0]
+    row = sampler.sample(logits, sampler.gather(torch.tensor([0])))[0]
     sampler.ints.copy_(before)
     return row
 
@@ -80,7 +80,7 @@ def distribution(sampler: Sampler, logits: torch.Tensor, *, again: bool = False)
         many._widen(sampler.window)
     many.ints[:], many.parameters[:] = sampler.ints[0], sampler.parameters[0]
     many.uniforms[..., int(again)] = ((torch.arange(GRID) + 0.5) / GRID)[:, None, None]
-    rows = many.sample(logits.expand(GRID, -1, -1), torch.arange(GRID))
+    rows = many.sample(logits.expand(GRID, -1, -1), many.gather(torch.arange(GRID)))
     return torch.nn.functional.one_hot(rows, V).float().mean(dim=0)
 
 
@@ -128,7 +128,7 @@ def test_codebooks_begin_and_end_staggered() -> None:
     sampler.begin(0, Sampling(temperature=0.0, ras_win_len=None), NO_HISTORY, 0)
     logits = torch.zeros(1, K, V)
     logits[..., 5] = 1.0
-    line = torch.tensor([0])
+    line = sampler.gather(torch.tensor([0]))
     rows = [sampler.sample(logits, line)[0].tolist() for _ in range(K + 1)]
     logits[:, 0, EOS] = 2.0  # codebook 0 ends; the others would go on for ever
     rows += [sampler.sample(logits, line)[0].tolist() for _ in range(K + 1)]
@@ -155,7 +155,7 @@ def test_an_eos_in_any_codebook_starts_the_end() -> None:
     logits[..., 5] = 1.0
     ending = logits.clone()
     ending[:, 2, EOS] = 2.0
-    line = torch.tensor([0])
+    line = sampler.gather(torch.tensor([0]))
     rows = [sampler.sample(step, line)[0].tolist() for step in (ending, logits, logits, logits, logits)]
     assert rows == [[5, 5, EOS, 5], [EOS, 5, 5, 5], [EOS, EOS, 5, 5], [EOS] * 3 + [5], [EOS] * 4]
 
@@ -165,7 +165,8 @@ def with_history(rows: list[list[int]], **settings: Any) -> Sampler:
     sampler = make(1)
     sampler.begin(0, Sampling(temperature=0.0, **settings), np.array(rows, dtype=np.int16), 0)
     # `begin` puts the all-BOS row behind the history. Drop it, as if it were longer ago.
-    sampler.ints[0, 3 + K :] = sampler.ints[0, 3:-K].clone()
+    first = sampler.history
+    sampler.ints[0, first + K :] = sampler.ints[0, first:-K].clone()
     sampler.ints[0, 0] = K + 1
     return sampler
 
@@ -236,14 +237,14 @@ def test_lines_do_not_know_of_each_other() -> None:
     steps = [logits_for(4, seed, scale=4.0) for seed in range(30)]
     together, alone = prepare(), prepare()
     for logits in steps:
-        rows = together.sample(logits, torch.arange(4))
-        for line in range(4):
-            single = alone.sample(
-                logits[line : line + 1],
-                torch.tensor([line]),
-                draw=settings[line].temperature > 0,
-                ras=settings[line].ras_win_len is not None,
-            )
+        rows = together.sample(logits, together.lines([0, 1, 2, 3], settings))
+        for line, sampling in enumerate(settings):
+            single = alone.sample(logits[line : line + 1], alone.lines([line], [sampling]))
             assert rows[line].tolist() == single[0].tolist()
     assert torch.equal(together.ints, alone.ints)
+    # What a captured graph computes, where nothing is left out.
+    everything = prepare()
+    for logits in steps:
+        everything.sample(logits, everything.gather(torch.arange(4)))
+    assert torch.equal(together.ints, everything.ints)
     assert len(steps) < BLOCK

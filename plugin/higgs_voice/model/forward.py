@@ -64,7 +64,8 @@ class Forward:
     Errors: `CheckpointError` when the model has parts that this does not compute.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, positions: int = 2048) -> None:
+        """``positions``: how far the rotary tables reach at first."""
         config = model.config
         if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
             raise CheckpointError(
@@ -79,6 +80,7 @@ class Forward:
         self.heads: int = config.num_key_value_heads
         self.head_dim: int = config.head_dim
         self.eps: float = config.rms_norm_eps
+        self._eps = torch.tensor(self.eps)
         self.layers = [self._layer(layer) for layer in base.layers]
         self.norm: Tensor = base.norm.weight.data
         self.head: Tensor = model.audio_lm_head.weight.data
@@ -87,7 +89,7 @@ class Forward:
         self.offsets = torch.arange(config.num_codebooks, device=self.device) * config.codebook_size
         self._rotary = base.rotary_emb
         self.cos = self.sin = torch.empty(0)
-        self.extend_positions(2048)
+        self.extend_positions(positions)
 
     @staticmethod
     def _layer(layer: Any) -> Layer:
@@ -148,7 +150,7 @@ class Forward:
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [R, H] to logits [R, K, V] in float32."""
-        x = F.linear(F.rms_norm(x, self.norm.shape, self.norm, self.eps), self.head)
+        x = F.linear(self._normed(x, self.norm), self.head)
         return x.view(x.shape[0], self.config.num_codebooks, self.config.codebook_size).float()
 
     def _embed_audio(self, codes: Tensor) -> Tensor:
@@ -159,12 +161,12 @@ class Forward:
     ) -> Tensor:
         """All layers over [R, H]. ``kinds``: indices of the audio and of the text rows; None if all are audio."""
         shape = self.norm.shape
-        rows, eps = x.shape[0], self.eps
+        rows = x.shape[0]
         for index, layer in enumerate(self.layers):
             if kinds is None:
-                h = F.rms_norm(x, shape, layer.audio.norm_in, eps)
+                h = self._normed(x, layer.audio.norm_in)
             else:
-                h = F.rms_norm(x, shape, None, eps)
+                h = F.rms_norm(x, shape, None, self.eps)
                 for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
                     h[which] *= ffn.norm_in
             qkv = F.linear(h, layer.qkv).view(rows, -1, self.head_dim)
@@ -177,7 +179,15 @@ class Forward:
                         x[which] = self._feed(x[which], ffn)
         return x
 
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Root-mean-square norm of [R, H]."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+        # On a CPU torch's own is many operations behind one name.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_() * weight
+
     def _feed(self, x: Tensor, ffn: Ffn) -> Tensor:
-        h = F.linear(F.rms_norm(x, self.norm.shape, ffn.norm_mid, self.eps), ffn.gate_up)
+        h = F.linear(self._normed(x, ffn.norm_mid), ffn.gate_up)
         gate, up = h.chunk(2, dim=-1)
         return torch.addmm(x, F.silu(gate) * up, ffn.down)

@@ -24,7 +24,7 @@ from .forward import Forward
 from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
-from .sampling import BLOCK, Sampler
+from .sampling import BLOCK, Lines, Sampler
 
 PIECE = 64
 """Rows prefilled at a time, at most: how long a stop waits."""
@@ -181,13 +181,8 @@ class Runner:
                 self.sampler.refill(generation.slot.index, generation.rng)
         slots = [generation.slot for generation in ready]
         self.forward.extend_positions(max(slot.length for slot in slots) + 1)
-        lines = torch.tensor([slot.index for slot in slots], device=self.device)
-        rows = self._step(
-            lines,
-            self.pool.decode(slots),
-            draw=any(generation.sampling.temperature > 0 for generation in ready),
-            ras=any(generation.sampling.ras_win_len is not None for generation in ready),
-        )
+        lines = self.sampler.lines([slot.index for slot in slots], [generation.sampling for generation in ready])
+        rows = self._step(lines, self.pool.decode(slots))
         return PendingStep(self, ready, rows, refused)
 
     def logits(self, slot: KvSlot) -> Tensor:
@@ -198,11 +193,10 @@ class Runner:
         return self.forward.logits(self._prefill(slot, last)[-1:])[0]
 
     @torch.inference_mode()
-    def _step(self, lines: Tensor, attend: Attend, *, draw: bool, ras: bool) -> Tensor:
-        """The step itself: lines [B] of the tables to the rows [B, K] they produce next."""
+    def _step(self, lines: Lines, attend: Attend) -> Tensor:
+        """The step itself: the rows [B, K] that lines produce next."""
         codes, positions = self.sampler.last(lines)
-        logits = self.forward.decode(codes, positions, attend)
-        return self.sampler.sample(logits, lines, draw=draw, ras=ras)
+        return self.sampler.sample(self.forward.decode(codes, positions, attend), lines)
 
     @torch.inference_mode()
     def _prefill(self, slot: KvSlot, rows: Rows) -> Tensor:

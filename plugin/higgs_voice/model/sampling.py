@@ -12,11 +12,14 @@ The semantics are those of transformers' `HiggsAudioV2GenerationMixin._sample`:
 - It ends with a row that is EOS in all codebooks.
 
 A draw is the inverse of the cumulative distribution at a uniform number. The numbers come from a generator of the
-row's own, so no row depends on another. All state stands in tables with one line a slot; `sample` reads and writes the
-lines named, does no synchronisation with the host and is the same in eager mode and in a captured graph.
+row's own, so no row depends on another. All state stands in tables with one line a slot; `Sampler.sample` reads and
+writes the lines named, does no synchronisation with a GPU, and is the same in eager mode and in a captured graph.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,10 +33,12 @@ BLOCK = 64
 FIRST_WINDOW = 16
 """Rows of history that the tables have room for at first."""
 
-# Columns of the integer table; history follows.
-PRODUCED, EOS_AGE, POSITION, HISTORY = 0, 1, 2, 3
+# Columns of the integer table; the last row [K] and the history [window, K] follow.
+PRODUCED, EOS_AGE, POSITION, LAST = 0, 1, 2, 3
 # Columns of the parameter table.
 TEMPERATURE, TOP_K, TOP_P, RAS_WINDOW, RAS_REPEATS = range(5)
+NOTHING = -1
+"""In the history: a BOS or EOS, which is no repetition of anything."""
 
 
 def uniforms(rng: np.random.Generator, rows: int, num_codebooks: int) -> NDArray[np.float32]:
@@ -44,15 +49,17 @@ def uniforms(rng: np.random.Generator, rows: int, num_codebooks: int) -> NDArray
     return (rng.integers(0, 1 << 22, size=(rows, num_codebooks, 2)) * 2.0**-22).astype(np.float32)
 
 
-def filtered(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+def filtered(scores: Tensor, temperature: Tensor, top_k: Tensor | None, top_p: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities [B, K, V] after temperature, top-k and top-p, largest first, and the codes they belong to.
 
-    ``scores`` [B, K, V] float32; the others [B, 1, 1], ``top_k`` integer. What is filtered out is 0; the rest does not sum to 1 (top-p
-    leaves it unnormalised). Codes as probable as the k-th stay, as in transformers.
+    ``scores`` [B, K, V] float32; the others [B, 1, 1], ``top_k`` integer, None if nobody has it. What is filtered out is 0;
+    top-p leaves the rest unnormalised. Codes as probable as the k-th stay, as in transformers.
     """
     ordered, codes = (scores / temperature).sort(dim=-1, descending=True, stable=True)
-    smallest = ordered.gather(-1, (top_k - 1).expand(-1, ordered.shape[1], -1))
-    p = ordered.masked_fill(ordered < smallest, -torch.inf).softmax(dim=-1)
+    if top_k is not None:
+        smallest = ordered.gather(-1, (top_k - 1).expand(-1, ordered.shape[1], -1))
+        ordered = ordered.masked_fill(ordered < smallest, -torch.inf)
+    p = ordered.softmax(dim=-1)
     before = p.cumsum(dim=-1) - p
     return p.masked_fill(before >= top_p, 0.0), codes
 
@@ -63,22 +70,49 @@ def invert(p: Tensor, u: Tensor) -> Tensor:
     return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(dim=-1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lines:
+    """Some lines of the tables, and what does not change while they are stepped.
+
+    What is None nobody among them asks for, and that work is left out; it changes nothing for the others.
+    """
+
+    index: Tensor
+    """[B] which lines."""
+    temperature: Tensor | None
+    """[B, 1, 1], 1 where a line is greedy; None if all are."""
+    greedy: Tensor | None
+    """[B, 1] which lines take the largest logit; None if none does."""
+    top_k: Tensor | None
+    """[B, 1, 1]"""
+    top_p: Tensor
+    """[B, 1, 1]"""
+    recent: Tensor | None
+    """[B, window, 1] which rows of the history repetition-aware sampling looks at."""
+    repeats: Tensor
+    """[B, 1] how often a code may not stand there."""
+
+
 class Sampler:
     """The tables, and the draw. One line a slot: `begin` sets it, `sample` moves it on."""
 
     def __init__(
-        self, lines: int, num_codebooks: int, vocabulary: int, *, bos: int, eos: int, device: torch.device
+        self, count: int, num_codebooks: int, vocabulary: int, *, bos: int, eos: int, device: torch.device
     ) -> None:
         self.num_codebooks = num_codebooks
         self.vocabulary = vocabulary
         self.bos, self.eos = bos, eos
         self.window = FIRST_WINDOW
         self.device = device
-        self.books = torch.arange(num_codebooks, device=device)
-        self.ints = torch.zeros((lines, HISTORY + self.window * num_codebooks), dtype=torch.int64, device=device)
-        """[lines, …]: rows produced, rows since the first EOS (0: none yet), position of the next row, history."""
-        self.parameters = torch.ones((lines, 5), device=device)
-        self.uniforms = torch.zeros((lines, BLOCK, num_codebooks, 2), device=device)
+        self._books = torch.arange(num_codebooks, device=device)
+        self._cache: dict[tuple[int, ...], Lines] = {}
+        self.history = LAST + num_codebooks
+        """Column at which the history begins."""
+        width = self.history + self.window * num_codebooks
+        self.ints = torch.full((count, width), NOTHING, dtype=torch.int64, device=device)
+        """[count, …]: rows produced, rows since the first EOS (0: none yet), position of the next row, the last row, history."""
+        self.parameters = torch.ones((count, 5), device=device)
+        self.uniforms = torch.zeros((count, BLOCK, num_codebooks, 2), device=device)
 
     def begin(self, line: int, sampling: Sampling, history: NDArray[np.int16], position: int) -> None:
         """Start a line. ``history`` [n, K]: audio rows of the context; ``position`` is where the all-BOS row will stand.
@@ -88,73 +122,90 @@ class Sampler:
         ras = sampling.ras_win_len or 0
         if ras > self.window:
             self._widen(ras)
-        past = np.full((self.window, self.num_codebooks), self.bos, dtype=np.int64)
-        kept = history[-(self.window - 1) :]
-        past[self.window - 1 - len(kept) : self.window - 1] = kept
-        self.ints[line] = torch.from_numpy(np.concatenate([[1, 0, position], past.reshape(-1)])).to(self.device)
-        self.parameters[line] = torch.tensor(
-            [
-                sampling.temperature,
-                min(sampling.top_k or self.vocabulary, self.vocabulary),
-                sampling.top_p,
-                ras,
-                sampling.ras_win_max_num_repeat,
-            ]
-        ).to(self.device)
+        past = np.full((self.window, self.num_codebooks), NOTHING, dtype=np.int64)
+        kept = history[-(self.window - 1) :].astype(np.int64)
+        past[self.window - 1 - len(kept) : self.window - 1] = np.where(kept < self.bos, kept, NOTHING)
+        state = [1, 0, position] + [self.bos] * self.num_codebooks
+        self.ints[line] = torch.from_numpy(np.concatenate([state, past.reshape(-1)])).to(self.device)
+        top_k = min(sampling.top_k or self.vocabulary, self.vocabulary)
+        parameters = [sampling.temperature, top_k, sampling.top_p, ras, sampling.ras_win_max_num_repeat]
+        self.parameters[line] = torch.tensor(parameters, dtype=torch.float32).to(self.device)
+        self._cache.clear()
 
     def refill(self, line: int, rng: np.random.Generator) -> None:
         """Uniform numbers for a line's next `BLOCK` rows."""
         self.uniforms[line] = torch.from_numpy(uniforms(rng, BLOCK, self.num_codebooks)).to(self.device)
 
     def _widen(self, window: int) -> None:
-        ints = torch.full(
-            (len(self.ints), HISTORY + window * self.num_codebooks), self.bos, dtype=torch.int64, device=self.device
-        )
-        ints[:, :HISTORY] = self.ints[:, :HISTORY]
-        ints[:, -self.window * self.num_codebooks :] = self.ints[:, HISTORY:]
+        ints = torch.full((len(self.ints), self.history + window * self.num_codebooks), NOTHING, device=self.device)
+        ints[:, : self.history] = self.ints[:, : self.history]
+        ints[:, -self.window * self.num_codebooks :] = self.ints[:, self.history :]
         self.ints, self.window = ints, window
 
-    def last(self, lines: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows [B, K] that lines produced last, which are to be fed next, and the positions [B] they stand at."""
-        return self.ints[lines, -self.num_codebooks :], self.ints[lines, POSITION]
+    def lines(self, which: Sequence[int], settings: Sequence[Sampling]) -> Lines:
+        """Lines by their numbers, with the settings they were begun with; remembered until the next `begin`."""
+        key = tuple(which)
+        if key not in self._cache:
+            self._cache[key] = self.gather(
+                torch.tensor(which, device=self.device),
+                draw=any(sampling.temperature > 0 for sampling in settings),
+                greedy=any(sampling.temperature == 0 for sampling in settings),
+                top_k=any(sampling.top_k is not None for sampling in settings),
+                ras=any(sampling.ras_win_len is not None for sampling in settings),
+            )
+        return self._cache[key]
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, lines: Tensor, *, draw: bool = True, ras: bool = True) -> Tensor:
-        """The next rows [B, K] of ``lines`` [B] from ``logits`` [B, K, V] float32.
+    def gather(
+        self, index: Tensor, *, draw: bool = True, greedy: bool = True, top_k: bool = True, ras: bool = True
+    ) -> Lines:
+        """Lines by a tensor [B] of their numbers. The flags say whether any of them asks for it."""
+        temperature, k, top_p, window, repeats = self.parameters[index].unbind(dim=1)
+        ages = torch.arange(self.window, 0, -1, device=self.device)
+        largest = temperature == 0
+        return Lines(
+            index=index,
+            temperature=temperature.masked_fill(largest, 1.0)[:, None, None] if draw else None,
+            greedy=largest[:, None] if greedy else None,
+            top_k=k[:, None, None].long() if top_k else None,
+            top_p=top_p[:, None, None],
+            recent=(ages <= window[:, None])[..., None] if ras else None,
+            repeats=repeats[:, None],
+        )
 
-        ``draw`` False says that all lines are greedy, ``ras`` False that none has repetition-aware sampling: that work is
-        left out and nothing else changes.
-        """
-        batch = self.ints[lines]
-        parameters = self.parameters[lines]
-        history = batch[:, HISTORY:].view(len(batch), self.window, self.num_codebooks)
-        produced = batch[:, PRODUCED, None]
-        age = batch[:, EOS_AGE, None]
-        numbers = self.uniforms[lines, (batch[:, PRODUCED] - 1) % BLOCK] if draw or ras else None
+    def last(self, lines: Lines) -> tuple[Tensor, Tensor]:
+        """The rows [B, K] that lines produced last, which are to be fed next, and the positions [B] they stand at."""
+        state = self.ints[lines.index, : self.history]
+        return state[:, LAST:], state[:, POSITION]
 
-        codes = logits.argmax(dim=-1)
-        if draw and numbers is not None:
-            temperature = parameters[:, TEMPERATURE, None, None]
-            greedy = temperature == 0
-            p, ordered = filtered(
-                logits,
-                temperature.masked_fill(greedy, 1.0),
-                parameters[:, TOP_K, None, None].long(),
-                parameters[:, TOP_P, None, None],
-            )
-            drawn = ordered.gather(-1, invert(p, numbers[..., 0])[..., None])[..., 0]
-            codes = torch.where(greedy[..., 0], codes, drawn)
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, lines: Lines) -> Tensor:
+        """The next rows [B, K] of lines from ``logits`` [B, K, V] float32."""
+        state = self.ints[lines.index]
+        history = state[:, self.history :].view(len(state), self.window, self.num_codebooks)
+        produced, age = state[:, PRODUCED, None], state[:, EOS_AGE, None]
+        numbers = self.uniforms[lines.index, (state[:, PRODUCED] - 1) % BLOCK]
+
+        if lines.temperature is None:
+            codes = logits.argmax(dim=-1)
+        else:
+            p, ordered = filtered(logits, lines.temperature, lines.top_k, lines.top_p)
+            codes = ordered.gather(-1, invert(p, numbers[..., 0])[..., None])[..., 0]
+            if lines.greedy is not None:
+                codes = torch.where(lines.greedy, logits.argmax(dim=-1), codes)
         # Forced codes come before the count of repetitions, in which they have no part.
-        codes = codes.masked_fill(self.books >= produced, self.bos).masked_fill(self.books < age, self.eos)
-        if ras and numbers is not None:
-            recent = torch.arange(self.window, device=self.device) >= self.window - parameters[:, RAS_WINDOW, None]
-            same = (history == codes[:, None]) & recent[..., None]
-            same &= (history != self.bos) & (history != self.eos)
-            again = same.sum(dim=1) >= parameters[:, RAS_REPEATS, None]
-            again &= parameters[:, RAS_WINDOW, None] > 0
-            codes = torch.where(again, invert(logits.softmax(dim=-1), numbers[..., 1]), codes)
+        codes = codes.masked_fill(self._books >= produced, self.bos).masked_fill(self._books < age, self.eos)
+        if lines.recent is not None:
+            # A line without repetition-aware sampling looks at no row, and at least one repeat is needed.
+            again = ((history == codes[:, None]) & lines.recent).sum(dim=1) >= lines.repeats
+            if self.device.type != "cpu" or again.any():
+                codes = torch.where(again, invert(logits.softmax(dim=-1), numbers[..., 1]), codes)
 
         ending = (codes == self.eos).any(dim=-1, keepdim=True) | (age > 0)
-        counters = torch.cat((produced + 1, age + ending, batch[:, POSITION, None] + 1), dim=1)
-        self.ints[lines] = torch.cat((counters, batch[:, HISTORY + self.num_codebooks :], codes), dim=1)
+        counters = state[:, :LAST] + 1
+        counters[:, EOS_AGE] = (age + ending)[:, 0]
+        remembered = codes.masked_fill(codes >= self.bos, NOTHING)
+        self.ints[lines.index] = torch.cat(
+            (counters, codes, state[:, self.history + self.num_codebooks :], remembered), dim=1
+        )
         return codes
