@@ -297,7 +297,7 @@ _HOUR: Final = re.compile(r"(?<![\w:.,$€£])(\d{1,2}) ?([AaPp])\.?[Mm]\b\.?(?!
 _RATIO: Final = re.compile(r"(?<![\w:.,])(\d{1,3}):(\d{1,3})(?![\w:])")
 
 _MINUS_RANGE: Final = re.compile(
-    r"(?<![\w.,:/-])((?:[$€£¥₹] ?)?\d[\d,.:]{0,12}(?: ?[ap]\.?m\.?|%| ?°[CF]?|[kKM](?=[ –-]))?)( ?[–—] ?| ?- ?)(?=([$€£¥₹] ?)?\d[\d,.:]{0,12}(?![\d-]))"
+    r"(?<![\w.,:/-])((?:[$€£¥₹] ?)?\d[\d,.:]{0,12}(?: ?[ap]\.?m\.?|%| ?°[CF]?|[kKM](?=[ –-]))?)([–—-]| [–—-] )(?=([$€£¥₹] ?)?\d[\d,.:]{0,12}(?![\d-]))"
 )
 
 _CURRENCIES: Final = {
@@ -368,7 +368,7 @@ _PER_WORDS: Final = {
     "km": "kilometer", "GB": "gigabyte",
 }  # fmt: skip
 _FEET: Final = re.compile(r"(?<![\w.,])(\d{1,2})['′] ?(\d{1,2})(?:[\"″]|'')?(?!\w)")
-_BY: Final = re.compile(rf"(?<![\w.,])({_DEC}) ?[x×] ?(?={_DEC}(?![\w.,]\w))")
+_BY: Final = re.compile(rf"(?<![\w.,])({_DEC})(?: ?x ?|×)(?={_DEC}(?![\w.,]\w))")
 _TIMES: Final = re.compile(r"(?<=\d)x(?!\w)")
 
 _HALVES: Final = {
@@ -725,6 +725,7 @@ _EITHER: Final = re.compile(
     r"(?<=\b[Hh]e)/(?=she\b)|(?<=\b[Ss]he)/(?=he\b)|(?<=\b[Hh]is)/(?=her)|(?<=\b[Hh]im)/(?=her\b)|(?<=\b[Yy]es)/(?=no\b)|"
     r"(?<=\b[Ee]ither)/(?=or\b)|(?<=\b[Oo]n)/(?=off\b)"
 )
+_LETTERS_AND: Final = re.compile(r"(?<!\w)([A-Z]{1,3})&([A-Z]{1,3})(?!\w)")
 _AMPERSAND: Final = re.compile(" ?& ?")
 _PLUS: Final = re.compile(r"(?<=[\w)]) ?\+ ?(?=[\w(])|(?<=\w)\+(?=[\s.,!?]|\Z)|(?<!\S)\+(?=\w)")
 _SIGNS: Final = {
@@ -774,6 +775,7 @@ def _signs(sub: Sub) -> None:
     sub(_FLAG, "")
     sub(_EITHER, " or ")
     sub(_SLASH, " slash ")
+    sub(_LETTERS_AND, lambda match: f"{' '.join(match.group(1))} and {' '.join(match.group(2))}")
     sub(_AMPERSAND, " and ")
     sub(_PLUS, " plus ")
     sub(_LESS, " less than ")

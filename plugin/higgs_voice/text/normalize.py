@@ -95,7 +95,7 @@ _ASCII_MARKS: Final = {
     "…": "...", "·": " ", "「": '"', "」": '"', "『": '"', "』": '"', "‹": '"', "›": '"', "−": "-", "‐": "-", "‑": "-",
 }  # fmt: skip
 _ASCII_MARK: Final = re.compile("[" + "".join(re.escape(mark) for mark in _ASCII_MARKS) + "]")
-_BRACKETS: Final = re.compile(r"[()\[\]{}<>|^~]+")
+_BRACKETS: Final = re.compile(r"[()\[\]{}<>|^~*_\\]+")
 _WIDE: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 _INDIC: Final = re.compile("[\u0900-\u0d7f]")
 _DASH: Final = re.compile(r" ?(?:[—―]| –(?= )| -{1,3}(?= )|(?<=[^\s-])--(?=[^\s-]))[ —―–-]{0,8}")
