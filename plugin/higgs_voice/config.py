@@ -39,28 +39,28 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
 class Sampling(Settings):
     """How codes are drawn from the model's logits. Defaults are those of the documented API."""
 
-    temperature: float = Field(0.7, ge=0.0, le=5.0)
+    temperature: float = Field(default=0.7, ge=0.0, le=5.0)
     """0 is greedy."""
-    top_k: int | None = Field(None, ge=1)
-    top_p: float = Field(0.95, gt=0.0, le=1.0)
-    ras_win_len: int | None = Field(7, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float = Field(default=0.95, gt=0.0, le=1.0)
+    ras_win_len: int | None = Field(default=7, ge=1)
     """Repetition-aware sampling: rows looked back at; None turns it off."""
-    ras_win_max_num_repeat: int = Field(2, ge=1)
-    seed: int | None = Field(None, ge=0)
+    ras_win_max_num_repeat: int = Field(default=2, ge=1)
+    seed: int | None = Field(default=None, ge=0)
     """None draws a new one for every chunk."""
-    max_new_tokens: int = Field(2048, ge=1)
+    max_new_tokens: int = Field(default=2048, ge=1)
     """Rows (delayed frames) a chunk may take at most."""
 
 
 class Window(Settings):
     """Which exchanges stay in the context. Give ``last_n`` (an int, or None for all) or seconds ``low`` and ``high``."""
 
-    kind: str = Field("seconds", pattern="^(seconds|last_n)$")
-    n: int | None = Field(5, ge=0)
+    kind: str = Field(default="seconds", pattern="^(seconds|last_n)$")
+    n: int | None = Field(default=5, ge=0)
     """For ``last_n``: exactly the last n exchanges; None keeps all."""
-    low: float = Field(20.0, gt=0.0)
+    low: float = Field(default=20.0, gt=0.0)
     """For ``seconds``: what is left after a cut, in seconds of audio."""
-    high: float = Field(40.0, gt=0.0)
+    high: float = Field(default=40.0, gt=0.0)
     """For ``seconds``: what it grows to before it is cut, between turns."""
     pin_first: bool = True
     """Keep the first good exchange for ever, in a session whose voice has no reference clip."""

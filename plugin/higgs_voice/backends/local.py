@@ -42,17 +42,17 @@ log = logging.getLogger("higgs_voice.local")
 class Guards(Settings):
     """When a stream is ended although the model has not ended it."""
 
-    base_s: float = Field(3.0, gt=0.0)
+    base_s: float = Field(default=3.0, gt=0.0)
     """Runaway: more than base_s + s_per_char * characters of audio."""
-    s_per_char: float = Field(0.25, gt=0.0)
+    s_per_char: float = Field(default=0.25, gt=0.0)
     """About three times slow speech."""
-    silence_s: float = Field(3.0, gt=0.0)
+    silence_s: float = Field(default=3.0, gt=0.0)
     """Silence: that much without voice, after voice or before any."""
-    silence_level: float = Field(0.004, ge=0.0)
+    silence_level: float = Field(default=0.004, ge=0.0)
     """Peak, as a share of full scale, below which sound counts as silence."""
-    min_frames: int = Field(3, ge=1)
+    min_frames: int = Field(default=3, ge=1)
     """Collapse: an end before that many frames; tried again with other seeds."""
-    retries: int = Field(2, ge=0)
+    retries: int = Field(default=2, ge=0)
 
 
 class _Channel:

@@ -37,9 +37,9 @@ class SessionSettings(Settings):
     sampling: Sampling = Field(default_factory=Sampling)
     window: Window = Field(default_factory=Window)
     chunker: ChunkerSettings = Field(default_factory=ChunkerSettings)
-    run_ahead_s: float = Field(10.0, gt=0.0)
+    run_ahead_s: float = Field(default=10.0, gt=0.0)
     """Generation stops when this much audio waits for the consumer."""
-    settle_timeout_s: float = Field(0.3, ge=0.0)
+    settle_timeout_s: float = Field(default=0.3, ge=0.0)
     """How long the speech after a stopped one waits to be told what was heard of it."""
     normalize: bool = True
     """Whether written text (numbers, markdown, emoji) is made speakable."""
