@@ -74,24 +74,32 @@ def load_clip(source: str | Path | bytes, *, max_s: float = MAX_CLIP_S) -> NDArr
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             if file.frames > 0 and file.frames / file.samplerate > max_s:
-                raise ClipError(
-                    f"reference clip {name!r} is {file.frames / file.samplerate:.0f} s long; "
-                    f"cut it to {max_s:.0f} s or less (5 to 15 s of clear speech work best)"
-                )
+                raise _too_long(name, file.frames / file.samplerate, max_s)
             data: NDArray[np.float32] = file.read(dtype="float32", always_2d=True)  # [n, channels]
             rate = int(file.samplerate)
     except soundfile.LibsndfileError as error:
-        raise ClipError(f"reference clip {name!r} is not audio that can be read: {error}") from error
+        raise ClipError(f"reference clip {name!r} is not audio that can be read: {error.error_string}") from error
+    except TypeError as error:  # a name that ends in .raw: no header says what it holds
+        raise ClipError(f"reference clip {name!r} is raw samples; save it as wav, flac, ogg or mp3") from error
     return clip_from_array(data.mean(axis=1), rate, name=name, max_s=max_s)
 
 
 def clip_from_array(
-    samples: NDArray[np.floating], sample_rate: int, *, name: str = "clip", max_s: float = MAX_CLIP_S
+    samples: NDArray[np.floating] | NDArray[np.signedinteger],
+    sample_rate: int,
+    *,
+    name: str = "clip",
+    max_s: float = MAX_CLIP_S,
 ) -> NDArray[np.float32]:
-    """The same checks and resampling for samples in memory: mono [n] or [n, channels]."""
+    """The same checks and resampling for samples in memory: mono [n] or [n, channels], floats in [-1, 1] or PCM integers."""
     import soxr
 
-    data = np.asarray(samples, dtype=np.float32)
+    if sample_rate <= 0:
+        raise ClipError(f"reference clip {name!r} has a sample rate of {sample_rate}; it must be above 0")
+    given = np.asarray(samples)
+    data = given.astype(np.float32)
+    if np.issubdtype(given.dtype, np.signedinteger):
+        data /= -float(np.iinfo(given.dtype).min)
     if data.ndim == 2:
         data = data.mean(axis=1)
     if data.ndim != 1:
@@ -102,7 +110,7 @@ def clip_from_array(
         raise ClipError(f"reference clip {name!r} holds values that are not finite (NaN or infinity)")
     seconds = data.size / sample_rate
     if seconds > max_s:
-        raise ClipError(f"reference clip {name!r} is {seconds:.0f} s long; cut it to {max_s:.0f} s or less")
+        raise _too_long(name, seconds, max_s)
     if seconds < MIN_CLIP_S:
         raise ClipError(f"reference clip {name!r} is {seconds:.2f} s long; it needs at least {MIN_CLIP_S} s of speech")
     if float(np.abs(data).max()) < 1e-4:
@@ -110,6 +118,13 @@ def clip_from_array(
     if sample_rate != SAMPLE_RATE:
         data = soxr.resample(data, sample_rate, SAMPLE_RATE)
     return np.ascontiguousarray(data, dtype=np.float32)
+
+
+def _too_long(name: str, seconds: float, max_s: float) -> ClipError:
+    return ClipError(
+        f"reference clip {name!r} is {seconds:.1f} s long; "
+        f"cut it to {max_s:g} s or less (5 to 15 s of clear speech work best)"
+    )
 
 
 def write_wav(path: str | Path, pcm: bytes, sample_rate: int = SAMPLE_RATE) -> None:

@@ -120,7 +120,9 @@ def test_the_first_piece_comes_after_seven_frames(decoder: Decoder) -> None:
     assert (stream.received, stream.decoded, stream.ended) == (7, 2, False)
 
 
-def test_the_same_codes_give_the_same_sound_whatever_the_pushes(decoder: Decoder, speech: list[NDArray[np.int16]]) -> None:
+def test_the_same_codes_give_the_same_sound_whatever_the_pushes(
+    decoder: Decoder, speech: list[NDArray[np.int16]]
+) -> None:
     """Also before it is exact: a repeated seed repeats the sound."""
     one = np.concatenate(streamed(decoder, speech[0], list(range(1, 60))))
     burst = np.concatenate(streamed(decoder, speech[0], [59]))
