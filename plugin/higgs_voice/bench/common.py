@@ -1,0 +1,210 @@
+"""What every measurement needs: where it ran, percentiles, an engine that is measured, text of a known length."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..backends import create_backend
+from ..config import Sampling
+from ..conversation.synthesizer import Synthesizer
+from ..errors import SettingsError
+
+PACKAGES = ("higgs-voice", "torch", "transformers", "numpy", "pipecat-ai", "livekit-agents")
+DELAY_ROWS = 8
+"""Rows a chunk takes beside its frames: the delay of the last codebook."""
+
+SENTENCES = (
+    "Your order left the warehouse this morning and is on its way to you now.",
+    "It should reach you on Friday before noon, when somebody has to be at home.",
+    "If nobody is there, the driver will leave it with the people next door.",
+    "You can follow every step of it with the number that we sent to your phone.",
+    "The invoice is in the same message, together with the terms of the return.",
+    "Please tell me if the address on it is wrong, so that I can have it changed.",
+    "The repair itself takes an hour at most, and the parts are here already.",
+    "We will call you the evening before, to agree on when the visit suits you.",
+    "There is nothing to pay today, because your contract covers this sort of work.",
+    "I have made a note of everything, so that my colleagues know about it too.",
+    "Let me read the main points back to you, slowly, and stop me if one is wrong.",
+    "Is there anything else on your mind that I could look into while we are talking?",
+)
+"""An agent's sentences of much the same length; the embedded voice takes more than three seconds for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and with what something was measured."""
+
+    cpu: str
+    cores: int
+    """That this process may use."""
+    memory_gb: float
+    gpu: str | None
+    threads: int | None
+    """Of torch, in this process."""
+    system: str
+    python: str
+    packages: dict[str, str]
+    commit: str | None
+    """Of a checkout; None for an installed package."""
+
+    @classmethod
+    def here(cls) -> Place:
+        gpu, threads = _torch()
+        return cls(
+            cpu=_cpu(),
+            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            memory_gb=_memory_gb(),
+            gpu=gpu,
+            threads=threads,
+            system=f"{platform.system()} {platform.machine()}",
+            python=platform.python_version(),
+            packages={name: found for name in PACKAGES if (found := _version(name)) is not None},
+            commit=_commit(),
+        )
+
+    def lines(self) -> list[str]:
+        """For people."""
+        packages = ", ".join(f"{name} {number}" for name, number in self.packages.items())
+        threads = f", {self.threads} torch threads" if self.threads is not None else ""
+        return [
+            f"{self.cpu}, {self.cores} cores{threads}, {self.memory_gb:.0f} GB; GPU: {self.gpu or 'none'}",
+            f"{self.system}, Python {self.python}, {packages}; commit {self.commit or 'unknown'}",
+        ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch() -> tuple[str | None, int | None]:
+    """The GPU's name and torch's threads, where torch is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None, None
+    return (torch.cuda.get_device_name() if torch.cuda.is_available() else None), torch.get_num_threads()
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _memory_gb() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (ValueError, OSError, AttributeError):
+        return 0.0
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + where files were changed."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if not (Path(git("rev-parse", "--show-toplevel")) / "plugin" / "higgs_voice").is_dir():
+            return None  # installed inside somebody else's checkout
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Percentiles of one quantity."""
+
+    n: int
+    p50: float
+    p95: float
+    p99: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """By the nearest rank; of nothing it is all NaN."""
+        ordered = sorted(values)
+        if not ordered:
+            nan = float("nan")
+            return cls(0, nan, nan, nan, nan, nan)
+
+        def at(share: float) -> float:
+            return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * share // 100).__int__() - 1))]
+
+        return cls(len(ordered), statistics.median(ordered), at(95), at(99), ordered[0], ordered[-1])
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50:7.1f}  p95 {self.p95:7.1f}  p99 {self.p99:7.1f}  (n={self.n}, {self.low:.1f} to {self.high:.1f})"
+
+
+def ms(seconds: float) -> float:
+    """Milliseconds, rounded to a tenth."""
+    return round(seconds * 1000.0, 1)
+
+
+def rounded(value: Any) -> Any:
+    """Floats anywhere in it to four digits after the point; NaN and infinity to None, which JSON can say."""
+    if isinstance(value, float):
+        return round(value, 4) if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+def emit(name: str, place: Place, result: dict[str, Any]) -> str:
+    """The last line: one JSON object with the result on top and the place under ``machine``."""
+    return json.dumps(rounded({"bench": name, **result, "machine": asdict(place)}), ensure_ascii=False)
+
+
+def engine_for(model: str, *, random: str | None = None, device: str = "auto", dtype: str = "auto") -> Synthesizer:
+    """The engine to measure. Its guards do not end chunks: a measurement says itself how long they are.
+
+    `random`: ``3b`` for the published model's true shapes with random weights instead of `model`.
+    """
+    if random is None and (model == "fake" or "://" in model or model.startswith("boson:")):
+        return create_backend(model)
+    from ..backends.local import Guards, LocalSynthesizer
+
+    guards = Guards(base_s=600.0, silence_s=600.0, min_frames=1, retries=0)
+    if random is None:
+        return LocalSynthesizer(model, device=device, dtype=dtype, guards=guards)
+    from ..model.loading import random_model
+
+    return LocalSynthesizer(loaded=random_model(random, device=device, dtype=dtype), guards=guards)
+
+
+def sampling_for(frames: int, seed: int = 1) -> Sampling:
+    """Chunks of `frames` frames, if the text is worth as many."""
+    if frames < 1:
+        raise SettingsError(f"a chunk needs at least one frame, not {frames}")
+    return Sampling(seed=seed, max_new_tokens=frames + DELAY_ROWS)
+
+
+def sentence(number: int) -> str:
+    """The text of chunk `number`."""
+    return SENTENCES[number % len(SENTENCES)]

@@ -1,0 +1,233 @@
+"""Time to first audio over a long conversation: a rolling context whose state is kept, and one that is prefilled again.
+
+A conversation of many turns, three chunks each, no idle between the chunks of a turn, all of it heard. Every chunk has the
+same number of frames. Of each chunk the time from the request to the first PCM is taken. Then the requests of the last turns
+are made again as the documented algorithm makes them: in a session that holds nothing, behind a voice that no session has
+used, so that all rows of the prompt are prefilled; first frames and codec are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import Window
+from ..conversation.session import SessionSettings, VoiceSession
+from ..conversation.speech import ChunkReport
+from ..conversation.synthesizer import (
+    AudioEvent,
+    Codes,
+    ContextSpec,
+    EngineInfo,
+    FinishedEvent,
+    SpeakRequest,
+    SpeechEvent,
+    Synthesizer,
+)
+from ..conversation.voice import Voice
+from ..text import ChunkerSettings
+from .common import Spread, ms, sampling_for, sentence
+
+WINDOWS: dict[str, Window] = {
+    "last_n": Window.last_n(5),
+    "seconds": Window.seconds(),
+    "all": Window.last_n(None),
+}
+CHUNKS = 3
+"""Chunks of a turn."""
+EDGE = 5
+"""Turns at either end whose medians are compared; the first turn, which finds nothing warm, is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One conversation."""
+
+    turns: int = 50
+    frames: int = 50
+    """Frames of each chunk: two seconds."""
+    pause_s: float = 0.5
+    """What the caller says between turns."""
+    again: int = 6
+    """Chunks that are made again by the documented algorithm, the last ones."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What was found with one window."""
+
+    window: str
+    ttfa_s: list[list[float]] = field(default_factory=list[list[float]])
+    """Of each turn's chunks."""
+    prefilled: list[list[float]] = field(default_factory=list[list[float]])
+    """Rows that each chunk prefilled."""
+    audio_s: float = 0.0
+    busy_s: float = 0.0
+    """Time to generate it."""
+    documented_s: list[float] = field(default_factory=list[float])
+    """Time to first audio of the chunks that were made again."""
+    ours_s: list[float] = field(default_factory=list[float])
+    """The same chunks' in the conversation."""
+    rebuild_s: list[float] = field(default_factory=list[float])
+    """Time that the whole prompt's prefill took."""
+    rows: int = 0
+    """Rows of the last prompt."""
+    exchanges: int = 0
+    """In the last chunk's context."""
+
+    @property
+    def turns_ms(self) -> list[float]:
+        """The median of each turn."""
+        return [ms(statistics.median(turn)) for turn in self.ttfa_s]
+
+    @property
+    def ratio_last_first(self) -> float:
+        first = [value for turn in self.ttfa_s[1 : 1 + EDGE] for value in turn]
+        last = [value for turn in self.ttfa_s[1:][-EDGE:] for value in turn]
+        return statistics.median(last) / statistics.median(first) if first else float("nan")
+
+    @property
+    def ratio_documented(self) -> float:
+        if not self.documented_s:
+            return float("nan")
+        return statistics.median(self.ours_s) / statistics.median(self.documented_s)
+
+    @property
+    def rtf(self) -> float:
+        return self.busy_s / self.audio_s if self.audio_s else float("nan")
+
+    def spread(self) -> Spread:
+        return Spread.of([ms(value) for turn in self.ttfa_s for value in turn])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ttfa_ms": self.turns_ms,
+            "ttfa_ms_p50": self.spread().p50,
+            "ttfa_ms_p95": self.spread().p95,
+            "ttfa_ms_p99": self.spread().p99,
+            "ratio_last_first": self.ratio_last_first,
+            "ratio_documented": self.ratio_documented,
+            "documented_ttfa_ms": ms(statistics.median(self.documented_s)) if self.documented_s else None,
+            "rebuild_ms": ms(statistics.median(self.rebuild_s)) if self.rebuild_s else None,
+            "prefilled_rows": statistics.median([v for turn in self.prefilled for v in turn] or [0.0]),
+            "prompt_rows": self.rows,
+            "exchanges": self.exchanges,
+            "rtf": self.rtf,
+            "audio_s": self.audio_s,
+        }
+
+
+class Recorder:
+    """An engine that passes everything on and keeps the last requests."""
+
+    def __init__(self, engine: Synthesizer, keep: int) -> None:
+        self._engine = engine
+        self._keep = keep
+        self.requests: list[SpeakRequest] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    async def start(self) -> None:
+        await self._engine.start()
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
+
+    async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
+        self.requests = [*self.requests, request][-self._keep :]
+        async with aclosing(self._engine.speak(request)) as events:
+            async for event in events:
+                yield event
+
+    def stop(self, speech_id: str) -> None:
+        self._engine.stop(speech_id)
+
+    def prepare(self, session_id: str, context: ContextSpec) -> None:
+        self._engine.prepare(session_id, context)
+
+    def close_session(self, session_id: str) -> None:
+        self._engine.close_session(session_id)
+
+    async def encode(self, pcm: NDArray[np.float32]) -> Codes:
+        return await self._engine.encode(pcm)
+
+    async def decode(self, codes: Codes) -> NDArray[np.float32]:
+        return await self._engine.decode(codes)
+
+    def count_rows(self, context: ContextSpec, text: str = "") -> int:
+        return self._engine.count_rows(context, text)
+
+
+async def measure(
+    engine: Synthesizer,
+    name: str,
+    settings: Settings,
+    *,
+    on_turn: Callable[[int], None] = lambda turn: None,
+) -> Result:
+    """One conversation with the window `name` of `WINDOWS`. `on_turn` hears of every finished turn."""
+    result = Result(name)
+    recorder = Recorder(engine, settings.again)
+    session = VoiceSession(
+        recorder,
+        voice=Voice.create(scene="Audio is recorded from a quiet room.", speakers="warm; clear; moderate pitch"),
+        settings=SessionSettings(
+            sampling=sampling_for(settings.frames),
+            window=WINDOWS[name],
+            # A chunk is a sentence, also the first one of a turn.
+            chunker=ChunkerSettings(min_first_chars=200, first_max_chars=200),
+            run_ahead_s=600.0,
+        ),
+    )
+    async with session:
+        for turn in range(settings.turns):
+            text = " ".join(sentence(CHUNKS * turn + chunk) for chunk in range(CHUNKS))
+            speech = session.speak(text)
+            reports = [event async for event in speech if isinstance(event, ChunkReport)]
+            result.ttfa_s.append([report.ttfa_s for report in reports])
+            result.prefilled.append([report.timings.get("prefilled", 0.0) for report in reports])
+            result.audio_s += sum(report.audio_s for report in reports)
+            result.busy_s += sum(report.total_s for report in reports)
+            result.exchanges = reports[-1].exchanges
+            session.settle(speech.id, float("inf"))
+            on_turn(turn)
+            await asyncio.sleep(settings.pause_s)
+    flat = [value for turn in result.ttfa_s for value in turn]
+    for place, request in enumerate(recorder.requests):
+        result.ours_s.append(flat[place - len(recorder.requests)])
+        first, rebuild = await _from_nothing(engine, request, place)
+        result.documented_s.append(first)
+        result.rebuild_s.append(rebuild)
+        result.rows = engine.count_rows(request.context, request.text)
+    return result
+
+
+async def _from_nothing(engine: Synthesizer, request: SpeakRequest, number: int) -> tuple[float, float]:
+    """Seconds to the first PCM, and of the prefill, when the engine holds nothing of the context."""
+    session = f"{request.session_id} again {number}"
+    # Another voice for each, of the same length: engines keep the state of a voice for other sessions.
+    scene = f"{request.context.voice.scene} Take {number:03d}."
+    context = replace(request.context, voice=replace(request.context.voice, scene=scene))
+    again = replace(request, session_id=session, speech_id=session, context=context, next_context=None)
+    began = time.perf_counter()
+    first = float("nan")
+    prefill = float("nan")
+    async with aclosing(engine.speak(again)) as events:
+        async for event in events:
+            if isinstance(event, AudioEvent) and event.pcm and first != first:
+                first = time.perf_counter() - began
+                engine.stop(session)
+            elif isinstance(event, FinishedEvent):
+                prefill = event.timings.get("prefill", float("nan"))
+    engine.close_session(session)
+    return first, prefill

@@ -1,0 +1,826 @@
+"""`higgs-voice say | serve | bench | voices | doctor`. The environment is read here and nowhere below."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ._version import __version__
+from .audio import PcmChunk, write_wav
+from .config import Sampling
+from .errors import DependencyError, HiggsVoiceError, SettingsError
+
+if TYPE_CHECKING:
+    from .bench import concurrency as concurrency_bench
+    from .conversation.speech import ChunkReport
+    from .conversation.voice import Voice
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+app = typer.Typer(
+    name="higgs-voice",
+    help="One voice for a whole conversation: text streamed in, Higgs Audio v2 out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench_app = typer.Typer(
+    help="Measure this machine. Each measurement says where it ran and ends with one JSON line.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(bench_app, name="bench")
+
+DEFAULT_OUT = Path("out.wav")
+PLAYERS = {
+    "pw-cat": ("--playback", "--raw", "--format=s16", "--rate={rate}", "--channels=1", "-"),
+    "paplay": ("--raw", "--format=s16le", "--rate={rate}", "--channels=1"),
+    "aplay": ("-q", "-t", "raw", "-f", "S16_LE", "-r", "{rate}", "-c", "1", "-"),
+    "ffplay": ("-nodisp", "-autoexit", "-loglevel", "quiet", "-f", "s16le", "-ar", "{rate}", "-i", "-"),
+    "play": ("-q", "-t", "raw", "-e", "signed", "-b", "16", "-r", "{rate}", "-c", "1", "-"),
+}
+"""Programs that play raw PCM from their standard input."""
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="HIGGS_VOICE_MODEL",
+        help="nano (embedded), a hub id, a folder, ws://host:port, boson:<hub id or folder>, or fake.",
+    ),
+]
+Token = Annotated[
+    str | None, typer.Option("--token", envvar="HIGGS_VOICE_TOKEN", help="A server's token.", show_envvar=True)
+]
+Device = Annotated[str, typer.Option("--device", envvar="HIGGS_VOICE_DEVICE", help="auto, cpu, cuda, cuda:1, …")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and what the engine logs.")]
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def command(call: Callable[_P, None]) -> Callable[_P, None]:
+    """What every command does: an error of ours is one sentence and exit 1, Ctrl-C is exit 130."""
+
+    @functools.wraps(call)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        debug = bool(kwargs.get("debug"))
+        if debug:
+            import logging
+
+            logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)7.0f %(name)s: %(message)s")
+            for noisy in ("asyncio", "urllib3", "matplotlib"):
+                logging.getLogger(noisy).setLevel(logging.INFO)
+        try:
+            call(*args, **kwargs)
+        except HiggsVoiceError as error:
+            if debug:
+                raise
+            _stderr().print(f"higgs-voice: {error}", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
+        except BrokenPipeError as error:
+            # Who reads our output has gone; nothing more can be said to them, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    return asyncio.run(work)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"higgs-voice {__version__}")
+        raise typer.Exit
+
+
+# say
+
+
+@app.command()
+@command
+def say(
+    text: Annotated[str | None, typer.Argument(help="What to say; - reads a stream from standard input.")] = None,
+    model: Model = "nano",
+    scene: Annotated[
+        str | None, typer.Option(help='Where it is recorded: "Audio is recorded from a quiet room."')
+    ] = None,
+    speaker: Annotated[
+        list[str] | None, typer.Option(help='Who speaks: "feminine; warm". Once for each [SPEAKERn] of the text.')
+    ] = None,
+    ref: Annotated[list[Path] | None, typer.Option(help="A clip to clone; needs --ref-text.")] = None,
+    ref_text: Annotated[list[str] | None, typer.Option(help="What is said in the clip; once for each --ref.")] = None,
+    voice: Annotated[Path | None, typer.Option(help="A saved voice (Voice.save), instead of the four above.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes it repeatable.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; about 0.3 for clones.")] = 0.7,
+    out: Annotated[Path | None, typer.Option(help="Write a wav file instead of playing.")] = None,
+    as_json: Json = False,
+    verbatim: Annotated[
+        bool, typer.Option("--verbatim", help="Say the text as it stands; do not spell numbers out.")
+    ] = False,
+    token: Token = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    debug: Debug = False,
+) -> None:
+    """Say a text, or a stream as it comes.
+
+    Plays through sounddevice or a player that is installed; where there is none, writes out.wav and says so. Progress goes to
+    standard error. With --json the last line of standard output holds ttfa_ms, audio_s, rtf, chunks and sample_rate.
+    """
+    if text is None and sys.stdin.isatty():
+        raise SettingsError('nothing to say: give a text, or - and a stream: echo "Hello." | higgs-voice say -')
+    if out is not None:
+        _check_writable(out)
+    who = _voice(scene, speaker or [], ref or [], ref_text or [], voice)
+    source = _stdin() if text in (None, "-") else text
+    assert source is not None
+    sampling = Sampling(seed=seed, temperature=temperature)
+    engine_options = _engine_options(model, device, dtype, token)
+    saying = _Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim)
+    summary = _run(saying.run())
+    if as_json:
+        typer.echo(json.dumps(summary))
+
+
+def _check_writable(out: Path) -> None:
+    """Before anything is spoken. Errors: `SettingsError`."""
+    try:
+        out.expanduser().open("ab").close()
+    except OSError as error:
+        raise SettingsError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _voice(scene: str | None, speakers: list[str], clips: list[Path], texts: list[str], saved: Path | None) -> Voice:
+    from .conversation.voice import Reference, Voice
+
+    if saved is not None:
+        if scene or speakers or clips:
+            raise SettingsError("--voice is a whole voice; leave --scene, --speaker and --ref away")
+        return Voice.load(saved)
+    if len(clips) != len(texts):
+        raise SettingsError(
+            f"every --ref needs a --ref-text with what is said in it; got {len(clips)} clips and {len(texts)} texts"
+        )
+    references = [Reference.from_file(clip, text) for clip, text in zip(clips, texts, strict=True)]
+    return Voice.create(scene=scene, speakers=speakers, references=references)
+
+
+def _engine_options(model: str, device: str, dtype: str, token: str | None) -> dict[str, Any]:
+    """What the engine that `model` names is made with."""
+    if model.startswith(("ws://", "wss://")):
+        return {"token": token} if token else {}
+    if model == "fake" or model.startswith("boson:"):
+        return {}
+    return {"device": device, "dtype": dtype}
+
+
+async def _stdin() -> AsyncIterator[str]:
+    """Standard input as it comes, in whatever pieces; bytes that are no UTF-8 become U+FFFD.
+
+    A thread reads, and it is not waited for: Ctrl-C ends the command while a read goes on. It reads the descriptor itself,
+    since an interpreter cannot end while somebody holds the lock of its buffered file.
+    """
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=16)
+    try:
+        number = sys.stdin.fileno()
+    except (OSError, ValueError, AttributeError):
+        number = None  # not a file: a test's
+
+    def read() -> None:
+        data = b"begin"
+        while data:
+            data = os.read(number, 4096) if number is not None else sys.stdin.buffer.read(4096)
+            asyncio.run_coroutine_threadsafe(pieces.put(data), loop).result()
+
+    threading.Thread(target=read, name="standard input", daemon=True).start()
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while data := await pieces.get():
+        yield decoder.decode(data)
+    yield decoder.decode(b"", final=True)
+
+
+@dataclass(slots=True)
+class _Saying:
+    """One run of `say`."""
+
+    model: str
+    options: dict[str, Any]
+    voice: Voice
+    sampling: Sampling
+    source: str | AsyncIterator[str]
+    out: Path | None
+    normalize: bool
+    _console: Console = field(default_factory=_stderr)
+    _pcm: list[bytes] = field(default_factory=list[bytes])
+    _reports: list[ChunkReport] = field(default_factory=list["ChunkReport"])
+    _audio_s: float = 0.0
+
+    async def run(self) -> dict[str, Any]:
+        """The summary of `--json`."""
+        from .backends import create_backend
+        from .conversation.session import SessionSettings, VoiceSession
+
+        engine = create_backend(self.model, **self.options)
+        try:
+            with self._console.status(f"loading {self.model} …"):
+                await engine.start()
+            settings = SessionSettings(sampling=self.sampling, normalize=self.normalize)
+            rate = engine.info.sample_rate
+            player = None if self.out is not None else _Player.find(rate)
+            async with VoiceSession(engine, voice=self.voice, settings=settings) as session:
+                await self._speak(session, player)
+        finally:
+            await engine.aclose()
+        self._write(player, rate)
+        busy = sum(report.total_s for report in self._reports)
+        summary: dict[str, Any] = {
+            "ttfa_ms": round(self._reports[0].ttfa_s * 1000, 1) if self._reports else None,
+            "audio_s": round(self._audio_s, 3),
+            "rtf": round(busy / self._audio_s, 4) if self._audio_s else None,
+            "chunks": len(self._reports),
+            "sample_rate": rate,
+        }
+        if self._reports:
+            self._console.print(
+                f"{summary['chunks']} chunks, {self._audio_s:.1f} s of sound; first sound after {summary['ttfa_ms']:.0f} ms, "
+                f"generated in {summary['rtf'] or 0:.2f} of its time"
+            )
+        else:
+            self._console.print("nothing in this text can be said")
+        return summary
+
+    async def _speak(self, session: Any, player: _Player | None) -> None:
+        from .conversation.speech import ChunkReport
+
+        began = time.monotonic()
+        with self._console.status("…") as status:
+            async for event in session.speak(self.source):
+                if isinstance(event, PcmChunk):
+                    self._pcm.append(event.pcm)
+                    self._audio_s += event.duration_s
+                    status.update(f"{self._audio_s:5.1f} s of sound in {time.monotonic() - began:.1f} s")
+                    if player is not None:
+                        await player.play(event.pcm)
+                elif isinstance(event, ChunkReport):
+                    self._reports.append(event)
+                    self._console.print(
+                        f"{event.audio_s:5.2f} s  first sound {event.ttfa_s * 1000:4.0f} ms  rtf {event.rtf:4.2f}  {event.written}",
+                        markup=False,
+                    )
+                    if event.error is not None:
+                        self._console.print(f"        {event.error}", markup=False)
+            if player is not None:
+                status.update("playing the rest")
+                await player.finish()
+
+    def _write(self, player: _Player | None, rate: int) -> None:
+        if self.out is None and player is not None and player.error is None:
+            return
+        out = self.out
+        if out is None:
+            reason = "no player was found" if player is None else f"{player.name} did not play ({player.error})"
+            out = DEFAULT_OUT
+            self._console.print(f"{reason}, so the sound goes to a file; sounddevice is one: pip install sounddevice")
+        _check_writable(out)
+        write_wav(out.expanduser(), b"".join(self._pcm), rate)
+        self._console.print(f"wrote {out}", markup=False)
+
+
+class _Player:
+    """Sound out of this machine's speakers: sounddevice, or a program that reads raw PCM."""
+
+    def __init__(self, name: str, write: Callable[[bytes], None], close: Callable[[], None]) -> None:
+        self.name = name
+        self.error: str | None = None
+        """Why it stopped playing; what was played until then is not known."""
+        self._write = write
+        self._close = close
+
+    async def play(self, pcm: bytes) -> None:
+        """Waits while the device's buffer is full."""
+        await self._try(lambda: self._write(pcm))
+
+    async def finish(self) -> None:
+        """Wait until everything has been played."""
+        await self._try(self._close)
+
+    async def _try(self, work: Callable[[], None]) -> None:
+        if self.error is None:
+            try:
+                await asyncio.to_thread(work)
+            except Exception as error:  # noqa: BLE001  # a device's driver raises what it likes; the sound goes to a file then
+                self.error = str(error) or type(error).__name__
+
+    @classmethod
+    def find(cls, rate: int) -> _Player | None:
+        """The first that is there."""
+        return cls._sounddevice(rate) or cls._program(rate)
+
+    @classmethod
+    def _sounddevice(cls, rate: int) -> _Player | None:
+        try:
+            import sounddevice
+
+            stream = sounddevice.RawOutputStream(samplerate=rate, channels=1, dtype="int16")
+            stream.start()
+        except Exception:  # noqa: BLE001  # not installed, no PortAudio, no device: each has an exception of its own
+            return None
+
+        def close() -> None:
+            stream.stop()
+            stream.close()
+
+        def write(pcm: bytes) -> None:
+            stream.write(pcm)
+
+        return cls("sounddevice", write, close)
+
+    @classmethod
+    def _program(cls, rate: int) -> _Player | None:
+        name = next((name for name in PLAYERS if shutil.which(name)), None)
+        if name is None:
+            return None
+        words = [name, *(word.format(rate=rate) for word in PLAYERS[name])]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stdin = process.stdin
+        assert stdin is not None
+
+        def write(pcm: bytes) -> None:
+            stdin.write(pcm)
+            stdin.flush()
+
+        def close() -> None:
+            stdin.close()
+            if process.wait() != 0:
+                raise OSError(f"it ended with status {process.returncode}")
+
+        return cls(name, write, close)
+
+
+# serve, voices
+
+
+@app.command()
+@command
+def serve(
+    model: Model = "nano",
+    host: Annotated[
+        str, typer.Option(envvar="HIGGS_VOICE_HOST", help="Other than this machine needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="HIGGS_VOICE_PORT", help="0 takes a free one.")] = 8765,
+    token: Token = None,
+    voices: Annotated[
+        Path | None, typer.Option(envvar="HIGGS_VOICE_VOICES", help="A folder of voices that requests may name.")
+    ] = None,
+    max_sessions: Annotated[int, typer.Option(help="Sessions of all clients together.")] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    debug: Debug = False,
+) -> None:
+    """Serve an engine to other processes and machines, until Ctrl-C."""
+    try:
+        from .server.app import Server
+        from .server.app import serve as run_server
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f'the server needs {error.name}, which is not installed; run: pip install "higgs-voice[server]"'
+        ) from error
+
+    console = _stderr()
+
+    def ready(server: Server) -> None:
+        console.print(f"{model} is ready at {server.url}", markup=False)
+
+    console.print(f"loading {model} …", markup=False)
+    run_server(
+        model,
+        host=host,
+        port=port,
+        token=token,
+        voices=voices,
+        engine_options=_engine_options(model, device, dtype, None),
+        on_ready=ready,
+        max_sessions=max_sessions,
+    )
+
+
+@app.command()
+@command
+def voices(
+    folder: Annotated[
+        Path | None, typer.Argument(envvar="HIGGS_VOICE_VOICES", help="A folder of saved voices (.voice) and clips.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Make a voice of the options below and save it here.")] = None,
+    scene: Annotated[str | None, typer.Option(help="As in say.")] = None,
+    speaker: Annotated[list[str] | None, typer.Option(help="As in say.")] = None,
+    ref: Annotated[list[Path] | None, typer.Option(help="As in say.")] = None,
+    ref_text: Annotated[list[str] | None, typer.Option(help="As in say.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List a folder's voices, or make one: higgs-voice voices --save anna.voice --ref anna.wav --ref-text "…"."""
+    if save is not None:
+        voice = _voice(scene, speaker or [], ref or [], ref_text or [], None)
+        try:
+            voice.save(save)
+        except OSError as error:
+            raise SettingsError(f"cannot write {save}: {error.strerror or error}") from error
+        _stderr().print(f"wrote {save}; say it with: higgs-voice say … --voice {save}", markup=False)
+        return
+    found = _voices_in(folder)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    table = Table("voice", "scene", "speakers", "clips", box=None)
+    for item in found:
+        clips = ", ".join(f"{seconds:.1f} s" for seconds in item["clips_s"])
+        table.add_row(item["name"], item["scene"] or "", "\n".join(item["speakers"]), clips or item["error"] or "")
+    Console().print(table)
+
+
+def _voices_in(folder: Path | None) -> list[dict[str, Any]]:
+    """``default`` and what a server with this folder would offer."""
+    from .audio import SAMPLE_RATE, load_clip
+    from .conversation.voice import Reference, Voice
+
+    default = Voice(scene="the model's own choice, kept by the context")
+    voices: dict[str, Voice | str] = {"default": default}
+    if folder is not None:
+        if not folder.is_dir():
+            raise SettingsError(f"the folder {str(folder)!r} does not exist")
+        for file in sorted(folder.iterdir()):
+            try:
+                if file.suffix == ".voice":
+                    voices[file.stem] = Voice.load(file)
+                elif file.suffix in (".wav", ".flac", ".ogg", ".mp3"):
+                    text = file.with_suffix(".txt")
+                    if not text.is_file():
+                        voices.setdefault(file.stem, f"not usable: write what is said in it to {text.name}")
+                        continue
+                    reference = Reference(text=text.read_text(encoding="utf-8").strip(), pcm=load_clip(file))
+                    voices.setdefault(file.stem, Voice.create(name=file.stem, references=reference))
+            except (HiggsVoiceError, OSError, UnicodeDecodeError) as error:
+                voices[file.stem] = f"not usable: {error}"
+    return [
+        {
+            "name": name,
+            "scene": voice.scene if isinstance(voice, Voice) else None,
+            "speakers": list(voice.speakers) if isinstance(voice, Voice) else [],
+            "clips_s": [round(len(item.pcm) / SAMPLE_RATE, 2) for item in voice.references]
+            if isinstance(voice, Voice)
+            else [],
+            "error": voice if isinstance(voice, str) else None,
+        }
+        for name, voice in voices.items()
+    ]
+
+
+# doctor
+
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "engine": ("the model in this process", ("torch", "torchaudio", "transformers", "tokenizers", "safetensors")),
+    "pipecat": ("Pipecat agents", ("pipecat-ai", "aiortc", "onnxruntime")),
+    "livekit": ("LiveKit agents", ("livekit-agents",)),
+    "server": ("higgs-voice serve", ("fastapi", "uvicorn", "prometheus-client")),
+}
+
+
+@app.command()
+@command
+def doctor(
+    model: Model = "nano",
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    debug: Debug = False,
+) -> None:
+    """Say what this machine can run, what is missing, and which command installs it. Exit 1 if something installed fails."""
+    rows = _doctor(model, device, dtype)
+    if as_json:
+        typer.echo(json.dumps([{"part": part, "ok": ok, "says": says} for part, ok, says in rows], ensure_ascii=False))
+    else:
+        table = Table(box=None, show_header=False)
+        marks = {True: "[green]ok[/]", False: "[red]fails[/]", None: "[yellow]–[/]"}
+        for part, ok, says in rows:
+            table.add_row(marks[ok], part, says)
+        Console().print(table)
+    if any(ok is False for _, ok, _ in rows):
+        raise typer.Exit(1)
+
+
+def _doctor(model: str, device: str, dtype: str) -> list[tuple[str, bool | None, str]]:
+    """(part, whether it works or None where it is not there, what to know)."""
+    from .bench.common import Place
+
+    rows: list[tuple[str, bool | None, str]] = [
+        ("higgs-voice", True, f"{__version__}, Python {sys.version.split()[0]}, {sys.platform}")
+    ]
+    missing: dict[str, list[str]] = {}
+    for extra, (use, packages) in EXTRAS.items():
+        found = {name: _installed(name) for name in packages}
+        missing[extra] = [name for name, number in found.items() if number is None]
+        if missing[extra]:
+            says = f'{use}: missing {", ".join(missing[extra])}; pip install "higgs-voice[{extra}]"'
+            rows.append((extra, None, says))
+        else:
+            rows.append((extra, True, f"{use}: " + ", ".join(f"{name} {number}" for name, number in found.items())))
+    player = _Player.find(24000)
+    rows.append(("player", True if player else None, player.name if player else "none: say writes out.wav instead"))
+    if missing["engine"] and model not in ("fake",) and "://" not in model:
+        rows.append(("model", None, f"{model} cannot run here; a server can be used: --model ws://host:port"))
+        return rows
+    if not missing["engine"]:
+        import torch
+
+        place = Place.here()
+        rows.append(("processor", True, f"{place.cpu}, {place.cores} cores, {torch.get_num_threads()} torch threads"))
+        if torch.cuda.is_available():
+            properties = torch.cuda.get_device_properties(0)
+            rows.append(
+                ("GPU", True, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}")
+            )
+        else:
+            rows.append(("GPU", None, "none that torch can use: nano runs in real time, the 3B model does not"))
+    rows += _run(_check(model, device, dtype))
+    return rows
+
+
+def _installed(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+async def _check(model: str, device: str, dtype: str) -> list[tuple[str, bool | None, str]]:
+    """Load the model, say a sentence, and take the codec both ways."""
+    import numpy as np
+
+    from .backends import create_backend
+    from .conversation.session import VoiceSession
+    from .conversation.speech import ChunkReport
+
+    began = time.monotonic()
+    try:
+        engine = create_backend(model, **_engine_options(model, device, dtype, None))
+        await engine.start()
+    except HiggsVoiceError as error:
+        return [("model", False, str(error))]
+    rows: list[tuple[str, bool | None, str]] = []
+    try:
+        info = engine.info
+        loaded = f"{info.model}, {info.num_codebooks} codebooks of {info.codebook_size}, loaded in {time.monotonic() - began:.1f} s"
+        async with VoiceSession(engine) as session:
+            events = [event async for event in session.speak("This machine can speak.")]
+        reports = [event for event in events if isinstance(event, ChunkReport)]
+        audio = sum(event.audio_s for event in reports)
+        if not audio:
+            rows.append(("model", False, f"{loaded}; it gave no sound"))
+        else:
+            ttfa, rtf = reports[0].ttfa_s * 1000, sum(event.total_s for event in reports) / audio
+            pace = "in real time" if rtf < 0.8 else "too slow for a live call"
+            rows.append(("model", True, f"{loaded}; first sound after {ttfa:.0f} ms, rtf {rtf:.2f}: {pace}"))
+        pcm = np.concatenate(
+            [event.to_array() for event in events if isinstance(event, PcmChunk)] or [np.zeros(0, np.int16)]
+        )
+        tone = (pcm.astype(np.float32) / 32768.0)[:24000]
+        codes = await engine.encode(np.pad(tone, (0, 24000 - len(tone))))
+        sound = await engine.decode(codes)
+        fine = bool(np.isfinite(sound).all()) and len(sound) == codes.shape[1] * (info.sample_rate // info.frame_rate)
+        rows.append(("codec", fine, f"1 s to {codes.shape[1]} frames and back" if fine else "its sound is not finite"))
+    except HiggsVoiceError as error:
+        rows.append(("model", False, str(error)))
+    finally:
+        await engine.aclose()
+    return rows
+
+
+# bench
+
+Turns = Annotated[int, typer.Option(min=1, help="Turns of the conversation.")]
+Frames = Annotated[int, typer.Option(min=1, help="Frames of every chunk, 25 a second.")]
+Random = Annotated[
+    str | None,
+    typer.Option("--random", help="3b: the published model's shapes with random weights, instead of --model."),
+]
+BenchJson = Annotated[bool, typer.Option("--json", help="Print nothing but the last line.")]
+
+
+@dataclass(slots=True)
+class _Bench:
+    """What the measurements do alike: an engine, the place on top, JSON at the end."""
+
+    name: str
+    model: str
+    random: str | None
+    device: str
+    dtype: str
+    quiet: bool
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+
+    def __post_init__(self) -> None:
+        self.console.quiet = self.quiet
+
+    def run(self, measure: Callable[[Any], Coroutine[Any, Any, dict[str, Any]]]) -> None:
+        from .bench.common import Place, emit, engine_for
+
+        async def work() -> dict[str, Any]:
+            engine = engine_for(self.model, random=self.random, device=self.device, dtype=self.dtype)
+            try:
+                await engine.start()
+                what = f"{self.random} shapes, random weights" if self.random else self.model
+                self.say(f"{self.name}: {what}", *Place.here().lines())
+                return {"model": what, **await measure(engine)}
+            finally:
+                await engine.aclose()
+
+        result = _run(work())
+        typer.echo(emit(self.name, Place.here(), result))
+
+    def say(self, *lines: str) -> None:
+        for line in lines:
+            self.console.print(line, markup=False, soft_wrap=True)
+
+
+@bench_app.command("context")
+@command
+def bench_context(
+    turns: Turns = 50,
+    window: Annotated[str, typer.Option(help="last_n (5), seconds (20 to 40), all, or every.")] = "every",
+    frames: Frames = 50,
+    pause: Annotated[float, typer.Option(min=0.0, help="Seconds that the caller talks between turns.")] = 0.5,
+    model: Model = "nano",
+    random: Random = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: BenchJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time to first audio over a conversation, ours and by the documented algorithm (everything prefilled for every chunk)."""
+    from .bench import context
+
+    if window not in (*context.WINDOWS, "every"):
+        raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
+    names = list(context.WINDOWS) if window == "every" else [window]
+    bench = _Bench("context", model, random, device, dtype, as_json)
+
+    async def measure(engine: Any) -> dict[str, Any]:
+        bench.say(
+            f"{turns} turns of {context.CHUNKS} chunks of {frames} frames, {pause:g} s between turns; ms to first PCM"
+        )
+        results: list[context.Result] = []
+        for name in names:
+            with bench.console.status(name) as status:
+
+                def on_turn(turn: int, name: str = name, status: Any = status) -> None:
+                    status.update(f"{name}: turn {turn + 1} of {turns}")
+
+                settings = context.Settings(turns=turns, frames=frames, pause_s=pause)
+                result = await context.measure(engine, name, settings, on_turn=on_turn)
+            results.append(result)
+            found = result.as_json()
+            bench.say(
+                f"{name:8} {result.spread()}  last/first {result.ratio_last_first:.2f}  "
+                f"ours/documented {result.ratio_documented:.2f} (documented {found['documented_ttfa_ms']} ms, "
+                f"rebuild of {result.rows} rows {found['rebuild_ms']} ms)  rtf {result.rtf:.2f}"
+            )
+        first = results[0].as_json()
+        top = {key: first[key] for key in ("ttfa_ms", "ratio_last_first", "ratio_documented", "rebuild_ms", "rtf")}
+        windows = {result.window: result.as_json() for result in results}
+        return {"window": results[0].window, **top, "turns": turns, "frames": frames, "windows": windows}
+
+    bench.run(measure)
+
+
+@bench_app.command("latency")
+@command
+def bench_latency(
+    turns: Turns = 30,
+    frames: Frames = 50,
+    pause: Annotated[float, typer.Option(min=0.0, help="Seconds between turns.")] = 0.5,
+    model: Model = "nano",
+    random: Random = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: BenchJson = False,
+    debug: Debug = False,
+) -> None:
+    """Text in to first PCM out at the client, and where the time goes."""
+    from .bench import latency
+
+    bench = _Bench("latency", model, random, device, dtype, as_json)
+
+    async def measure(engine: Any) -> dict[str, Any]:
+        result = await latency.measure(engine, turns=turns, frames=frames, pause_s=pause)
+        for name, spread in result.spreads().items():
+            bench.say(f"{name:10} {spread} ms")
+        return {"turns": turns, **result.as_json()}
+
+    bench.run(measure)
+
+
+@bench_app.command("bargein")
+@command
+def bench_bargein(
+    turns: Turns = 30,
+    model: Model = "nano",
+    random: Random = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: BenchJson = False,
+    debug: Debug = False,
+) -> None:
+    """From an interruption to the last step and the last PCM, and to the next turn's first sound."""
+    from .bench import bargein
+
+    bench = _Bench("bargein", model, random, device, dtype, as_json)
+
+    async def measure(engine: Any) -> dict[str, Any]:
+        result = await bargein.measure(engine, turns=turns)
+        for name, spread in result.spreads().items():
+            bench.say(f"{name:24} {spread} ms")
+        bench.say(f"steps after it {max(result.steps, default=0)} at most; PCM after it {result.pcm_after} pieces")
+        return {"turns": turns, **result.as_json()}
+
+    bench.run(measure)
+
+
+@bench_app.command("concurrency")
+@command
+def bench_concurrency(
+    sessions: Annotated[str, typer.Option(help="Numbers of sessions, one after another.")] = "1,2,4,6,8",
+    seconds: Annotated[float, typer.Option(min=1.0, help="Measured for each number.")] = 30.0,
+    model: Model = "nano",
+    random: Random = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: BenchJson = False,
+    debug: Debug = False,
+) -> None:
+    """How many sessions one engine serves without a gap, at an agent's rhythm."""
+    from .bench import concurrency
+
+    try:
+        counts = [int(part) for part in sessions.split(",")]
+    except ValueError as error:
+        raise SettingsError(f"--sessions takes numbers such as 1,2,4, not {sessions!r}") from error
+    bench = _Bench("concurrency", model, random, device, dtype, as_json)
+
+    def on_level(level: concurrency_bench.Level) -> None:
+        found = level.as_json()
+        bench.say(
+            f"{level.sessions:4} sessions: first PCM p50 {found['ttfa_ms_p50']} p95 {found['ttfa_ms_p95']} ms, "
+            f"{level.underruns} underruns (longest {found['longest_gap_ms']} ms), {found['audio_s_per_s']:.1f} s of sound a second"
+        )
+
+    async def measure(engine: Any) -> dict[str, Any]:
+        settings = concurrency.Settings(seconds=seconds)
+        levels = await concurrency.measure(engine, counts, settings, on_level=on_level)
+        bench.say(f"capacity: {concurrency.capacity(levels)} sessions without a gap")
+        return concurrency.as_json(levels)
+
+    bench.run(measure)
+
+
+def entry() -> NoReturn:
+    """`python -m higgs_voice.cli`."""
+    app(prog_name="higgs-voice")
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    entry()

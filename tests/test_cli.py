@@ -1,0 +1,325 @@
+"""The command line: what is printed where, exit codes, streams, players."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import wave
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from higgs_voice import Voice, __version__, cli
+from higgs_voice.audio import write_wav
+from higgs_voice.errors import DependencyError
+
+RUN = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli._Player, "find", classmethod(lambda cls, rate: None))
+
+
+def call(*words: str, stdin: str | bytes | None = None, code: int = 0) -> Result:
+    result = RUN.invoke(cli.app, list(words), input=stdin)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def last_line(result: Result) -> Any:
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def seconds_of(path: Path) -> float:
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24000)
+        return file.getnframes() / 24000
+
+
+# say
+
+
+def test_say_writes_a_file_and_says_what_it_did() -> None:
+    result = call("say", "Hello there, you. This is one voice.", "--model", "fake", "--out", "a.wav", "--json")
+    found = last_line(result)
+    assert set(found) == {"ttfa_ms", "audio_s", "rtf", "chunks", "sample_rate"}
+    assert (found["chunks"], found["sample_rate"]) == (2, 24000)
+    assert found["ttfa_ms"] > 0
+    assert seconds_of(Path("a.wav")) == pytest.approx(found["audio_s"])
+    assert len(result.stdout.splitlines()) == 1
+    assert "This is one voice." in result.stderr
+    assert "wrote a.wav" in result.stderr
+
+
+def test_say_without_a_player_writes_out_wav() -> None:
+    result = call("say", "Hello there.", "--model", "fake")
+    assert "no player was found" in result.stderr
+    assert seconds_of(Path("out.wav")) > 0
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("words", [(), ("-",)])
+def test_say_reads_standard_input(words: tuple[str, ...]) -> None:
+    text = "Grüße, liebe Welt. Und noch ein Satz.".encode()
+    found = last_line(call("say", *words, "--model", "fake", "--out", "a.wav", "--json", stdin=text))
+    assert found["chunks"] == 2
+
+
+def test_bytes_that_are_no_text_are_survived() -> None:
+    assert last_line(call("say", "-", "--model", "fake", "--json", stdin=b"Caf\xe9 \xff. Yes.\xc3"))["chunks"] >= 1
+
+
+async def test_standard_input_is_passed_on_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    with os.fdopen(read) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        pieces = cli._stdin()
+        os.write(write, b"Hel")
+        assert await anext(pieces) == "Hel"
+        os.write(write, "ö".encode()[:1])
+        assert await anext(pieces) == ""
+        os.write(write, "ö".encode()[1:])
+        assert await anext(pieces) == "ö"
+        os.close(write)
+        assert [piece async for piece in pieces] == [""]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "🎉"])
+def test_nothing_to_say_is_no_error(text: str) -> None:
+    result = call("say", text, "--model", "fake", "--json")
+    assert last_line(result) == {"ttfa_ms": None, "audio_s": 0.0, "rtf": None, "chunks": 0, "sample_rate": 24000}
+    assert "nothing" in result.stderr
+
+
+def test_the_voice_and_the_sampling_are_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from higgs_voice.backends import fake
+
+    made: list[fake.FakeSynthesizer] = []
+
+    class Kept(fake.FakeSynthesizer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            made.append(self)
+
+    monkeypatch.setattr(fake, "FakeSynthesizer", Kept)
+    clip = tmp_path / "clip.wav"
+    write_wav(clip, bytes(range(256)) * 200)
+    who = [
+        "--scene",
+        "A hall.",
+        "--speaker",
+        "warm",
+        "--speaker",
+        "deep",
+        "--ref",
+        str(clip),
+        "--ref-text",
+        "What is said.",
+    ]
+    call("say", "Pay $5, please.", "--model", "fake", *who, "--seed", "7", "--temperature", "0.2")
+    (request,) = made[0].requests
+    voice = request.context.voice
+    assert (voice.scene, voice.speakers) == ("A hall.", ("SPEAKER0: warm", "SPEAKER1: deep"))
+    assert [item.text for item in voice.references] == ["What is said."]
+    assert (request.sampling.seed, request.sampling.temperature) == (7, 0.2)
+    assert "five dollars" in request.text
+    call("say", "Pay $5, please.", "--model", "fake", "--verbatim")
+    assert made[1].requests[0].text == "Pay $5, please."
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["say", "Hi.", "--model", "no-such-model"], "no-such-model"),
+        (["say", "Hi.", "--model", "fake", "--temperature", "-1"], "temperature"),
+        (["say", "Hi.", "--model", "fake", "--out", "no/such/a.wav"], "cannot write no/such/a.wav: No such file"),
+        (["say", "Hi.", "--model", "fake", "--out", "."], "cannot write"),
+        (["say", "Hi.", "--model", "fake", "--ref", "no.wav", "--ref-text", "x"], "no.wav"),
+        (["say", "Hi.", "--model", "fake", "--ref", "no.wav"], "--ref-text"),
+        (["say", "Hi.", "--model", "fake", "--voice", "no.voice"], "no.voice"),
+        (["say", "Hi.", "--model", "fake", "--voice", "no.voice", "--scene", "x"], "--voice is a whole voice"),
+        (["voices", "no-such-folder"], "no-such-folder"),
+        (["voices", "--save", "no/such.voice"], "cannot write"),
+        (["bench", "context", "--window", "wide"], "last_n"),
+        (["bench", "concurrency", "--sessions", "many"], "1,2,4"),
+    ],
+)
+def test_an_error_is_one_sentence(words: list[str], says: str) -> None:
+    result = call(*words, code=1)
+    assert says in result.stderr
+    assert result.stderr.startswith("higgs-voice: ") or "wrote" not in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_where_it_came_from() -> None:
+    result = RUN.invoke(cli.app, ["say", "Hi.", "--model", "no-such-model", "--debug"])
+    assert result.exception is not None
+    assert "no-such-model" in str(result.exception)
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(work: Any) -> None:
+        work.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    call("say", "Hi.", "--model", "fake", code=130)
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    assert call("say", "Hi.", "--sed", "7", code=2)
+
+
+def test_the_environment_names_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIGGS_VOICE_MODEL", "fake")
+    assert last_line(call("say", "Hi there.", "--json"))["chunks"] == 1
+
+
+# Players
+
+
+def player(folder: Path, name: str, script: str) -> None:
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.parametrize("name", sorted(cli.PLAYERS))
+def test_a_player_gets_the_sound(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    player(tmp_path, name, f"echo $@ > {tmp_path}/words\nexec cat > {tmp_path}/heard\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/bin:/usr/bin")
+    monkeypatch.setattr(cli, "PLAYERS", {name: cli.PLAYERS[name]})
+    monkeypatch.setattr(cli._Player, "find", classmethod(lambda cls, rate: cls._program(rate)))
+    found = last_line(call("say", "Hello there.", "--model", "fake", "--json"))
+    assert (tmp_path / "heard").stat().st_size == found["audio_s"] * 48000
+    assert "24000" in (tmp_path / "words").read_text()
+    assert not Path("out.wav").exists()
+
+
+def test_a_player_that_fails_leaves_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    player(tmp_path, "aplay", "exit 3\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/bin:/usr/bin")
+    monkeypatch.setattr(cli._Player, "find", classmethod(lambda cls, rate: cls._program(rate)))
+    monkeypatch.setattr(cli, "PLAYERS", {"aplay": cli.PLAYERS["aplay"]})
+    result = call("say", "Hello there, this is a long text. It goes on and on.", "--model", "fake")
+    assert "aplay did not play" in result.stderr
+    assert seconds_of(Path("out.wav")) > 1
+
+
+# voices, serve, doctor, version
+
+
+def test_voices_lists_a_folder(tmp_path: Path) -> None:
+    write_wav(tmp_path / "anna.wav", bytes(range(256)) * 200)
+    (tmp_path / "anna.txt").write_text("What Anna says.")
+    write_wav(tmp_path / "mute.wav", bytes(48000))
+    (tmp_path / "mute.txt").write_text("Nothing.")
+    write_wav(tmp_path / "bare.wav", bytes(range(256)) * 200)
+    Voice.create(scene="A hall.", speakers=["warm"]).save(tmp_path / "hall.voice")
+    found = {item["name"]: item for item in json.loads(call("voices", str(tmp_path), "--json").stdout)}
+    assert list(found) == ["default", "anna", "bare", "hall", "mute"]
+    assert found["anna"]["clips_s"] == [pytest.approx(1.07, abs=0.01)]
+    assert (found["hall"]["scene"], found["hall"]["speakers"]) == ("A hall.", ["warm"])
+    assert "silent" in found["mute"]["error"]
+    assert "bare.txt" in found["bare"]["error"]
+    assert "hall" in call("voices", str(tmp_path)).stdout
+
+
+def test_a_voice_is_made_and_said(tmp_path: Path) -> None:
+    write_wav(tmp_path / "anna.wav", bytes(range(256)) * 200)
+    result = call("voices", "--save", "anna.voice", "--ref", "anna.wav", "--ref-text", "Hi.", "--scene", "A hall.")
+    assert "wrote anna.voice" in result.stderr
+    assert Voice.load("anna.voice").scene == "A hall."
+    assert last_line(call("say", "Hello.", "--model", "fake", "--voice", "anna.voice", "--json"))["chunks"] == 1
+
+
+def test_serve_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = pytest.importorskip("higgs_voice.server.app")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(app, "serve", lambda model, **options: given.update(options, model=model))
+    call("serve", "--model", "fake", "--port", "0", "--token", "secret-token", "--max-sessions", "3")
+    assert (given["model"], given["port"], given["token"], given["max_sessions"]) == ("fake", 0, "secret-token", 3)
+    assert (given["host"], given["voices"], given["engine_options"]) == ("127.0.0.1", None, {})
+
+
+def test_serve_without_its_extra_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "higgs_voice.server.app", None)
+    assert "higgs-voice[server]" in call("serve", code=1).stderr
+
+
+def test_doctor_says_what_is_there_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = cli._installed
+    monkeypatch.setattr(cli, "_installed", lambda name: None if name == "aiortc" else installed(name))
+    rows = {row["part"]: row for row in json.loads(call("doctor", "--model", "fake", "--json").stdout)}
+    assert rows["pipecat"]["ok"] is None
+    assert 'pip install "higgs-voice[pipecat]"' in rows["pipecat"]["says"]
+    assert rows["engine"]["ok"] is True
+    assert rows["player"]["ok"] is None
+    assert rows["model"]["ok"] is True
+    assert rows["codec"]["ok"] is True
+
+
+def test_doctor_fails_when_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no-such-model" in call("doctor", "--model", "no-such-model", code=1).stdout
+
+    def missing(model: str, **options: Any) -> None:
+        raise DependencyError("an extra is not installed")
+
+    monkeypatch.setattr("higgs_voice.backends.create_backend", missing)
+    assert "an extra is not installed" in call("doctor", "--model", "fake", code=1).stdout
+
+
+def test_the_version_is_printed() -> None:
+    assert call("--version").stdout.strip() == f"higgs-voice {__version__}"
+
+
+# The program itself
+
+
+def program(*words: str) -> list[str]:
+    return [sys.executable, "-m", "higgs_voice.cli", *words]
+
+
+def test_the_program_says_a_stream_on_the_embedded_voice() -> None:
+    done = subprocess.run(
+        program("say", "-", "--seed", "7", "--out", "a.wav", "--json"),
+        input=b"Yes. I see.",
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["chunks"] >= 1
+    assert seconds_of(Path("a.wav")) == pytest.approx(found["audio_s"], abs=1e-3)
+    assert found["audio_s"] > 0.3
+
+
+async def test_ctrl_c_ends_the_program_while_it_waits_for_text() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *program("say", "-", "--model", "fake"),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(b"A first sentence. And then")
+    await process.stdin.drain()
+    said = b""
+    while b"A first sentence." not in said:  # it is running, and waits for more
+        line = await process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 20) == 130
+    assert b"Traceback" not in said + await process.stderr.read()
