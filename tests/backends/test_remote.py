@@ -350,6 +350,8 @@ async def test_a_token_is_asked_for() -> None:
     async with serving(token="open sesame") as server:
         async with client(server.url, token="open sesame") as remote:
             assert finish(await collect(remote, request())).frames
+        async with client(server.url.replace("ws://", "ws://open%20sesame@")) as remote:
+            assert remote.url == server.url  # what messages show does not hold the token
         for wrong in (None, "open simsim"):
             with pytest.raises(RefusedError, match="token"):
                 await RemoteSynthesizer(server.url, token=wrong).start()

@@ -124,12 +124,23 @@ class _Said:
         return (self.paused_at if self.paused_at is not None else now) - self.started_at
 
 
+class _ToldSession(VoiceSession):
+    """A session whose framework says what was heard. Until it does, nothing counts as heard because time has passed: the
+    output may be paused, or busy with an earlier segment."""
+
+    told = False
+
+    def _settle_by_clock(self) -> None:
+        if not self.told:
+            super()._settle_by_clock()
+
+
 class Conversation:
     """One voice on one engine, for as long as an `AgentSession` lives (or a TTS that is used without one)."""
 
     def __init__(self, options: _Options) -> None:
         self._options = options
-        self._session: VoiceSession | None = None
+        self._session: _ToldSession | None = None
         self._engine: Synthesizer | None = None
         self._borrowed: str | None = None
         self._opening = asyncio.Lock()
@@ -159,11 +170,11 @@ class Conversation:
                     engine = self._engine = await engines.borrow(options.model)
                     self._borrowed = options.model
                 await engine.start()
-                voice = await asyncio.to_thread(_voice_of, options)
-                session = VoiceSession(
+                session = _ToldSession(
                     engine,
-                    voice=voice,
-                    settings=options.settings,
+                    voice=await _voice(options),
+                    # how far to run ahead is decided here, by what is played
+                    settings=options.settings.replace(run_ahead_s=min(options.settings.run_ahead_s, 0.5)),
                     lexicon=options.lexicon,
                     clock=asyncio.get_running_loop().time,
                 )
@@ -176,12 +187,16 @@ class Conversation:
     def speak(self, session: VoiceSession, handle: Any) -> _Said:
         """Begin a speech. What the framework has thrown away since the last one leaves the context first."""
         for said in list(self.said.values()):
-            if not said.captured and said.handle is not None and (said.handle.interrupted or said.handle.done()):
+            if said.speech.settled:  # by the clock, where nobody reports
+                del self.said[said.speech.id]
+            elif not said.captured and said.handle is not None and (said.handle.interrupted or said.handle.done()):
                 said.settle(0.0)
+        if self._session is not None:
+            self._session.told = handle is not None
         speech = session.speak()
         said = self.said[speech.id] = _Said(speech, self, handle)
         if handle is not None:
-            handle.add_done_callback(lambda _: self._handle_done(said))
+            handle.add_done_callback(lambda _: self._handle_done(said))  # pyright: ignore[reportUnknownLambdaType]
         return said
 
     def settle(self, said: _Said, heard_s: float) -> None:
@@ -202,7 +217,7 @@ class Conversation:
                 async with self._opening:
                     if self._session is not None:
                         await self._session.update(
-                            voice=await asyncio.to_thread(_voice_of, options),
+                            voice=await _voice(options),
                             sampling=options.settings.sampling,
                             lexicon=options.lexicon,
                             context=context,
@@ -262,7 +277,7 @@ class HeardTracker(io.AudioOutput):
             self._segments.append(_Segment())
         segment = self._segments[-1]
         accepted = bool(segment.parts)
-        segment.add(self._link.said_of(frame, first=not accepted), frame.duration)
+        segment.add(self._link.said_of(frame, segment.parts[-1][0] if accepted else None), frame.duration)
         assert self.next_in_chain is not None
         try:
             await self.next_in_chain.capture_frame(frame)
@@ -306,7 +321,6 @@ class HeardTracker(io.AudioOutput):
     def _finished(self, event: io.PlaybackFinishedEvent) -> None:
         if self._segments:
             self._segments.popleft().finish(event.playback_position, interrupted=event.interrupted)
-            self._link.note_finished()
 
 
 class _Segment:
@@ -407,21 +421,16 @@ class _Link:
             self._listening = output
             output.on("playback_finished", self._on_finished)
 
-    def said_of(self, frame: rtc.AudioFrame, *, first: bool) -> _Said | None:
-        """The speech that a frame belongs to. Resampled frames have lost their tags: they belong to the oldest speech whose
-        audio was taken and has not been captured."""
+    def said_of(self, frame: rtc.AudioFrame, last: _Said | None) -> _Said | None:
+        """The speech that a frame belongs to. Resampled frames have lost their tags: they belong to the segment's `last` one,
+        and a segment's first to the oldest speech whose audio was taken and has not been captured."""
         tag = frame.userdata.get(TAG)
         for conversation in self.conversations.values():
             if tag is not None and tag in conversation.said:
                 return conversation.said[tag]
         if tag is None and not frame.userdata:
-            if not first and self._tracker is not None:
-                return self._tracker._segments[-1].parts[-1][0]
-            return self._oldest(captured=False)
+            return self._oldest(captured=False) if last is None else last
         return None
-
-    def note_finished(self) -> None:
-        """Hook for tests of timing; the tracker calls it after each segment."""
 
     def _oldest(self, *, captured: bool) -> _Said | None:
         for conversation in self.conversations.values():
@@ -496,20 +505,24 @@ class _Options:
 def _voice_of(options: _Options) -> Voice:
     """The voice that the options mean: a `Voice`, a file that `Voice.save` wrote, or a description. Errors: `VoiceError`."""
     voice = options.voice
-    match voice:
-        case None:
-            voice = Voice()
-        case Voice():
-            pass
-        case _ if isinstance(voice, Path) or voice.endswith(".voice") or Path(voice).is_file():
-            voice = Voice.load(voice)
-        case _:
-            voice = Voice.create(name=voice, speakers=voice)
+    if voice is None:
+        voice = Voice()
+    elif isinstance(voice, Path) or (isinstance(voice, str) and (voice.endswith(".voice") or Path(voice).is_file())):
+        voice = Voice.load(voice)
+    elif isinstance(voice, str):
+        voice = Voice.create(name=voice, speakers=voice)
     if options.scene is not None:
         voice = replace(voice, scene=options.scene.strip() or None)
     if options.speakers is not None:
         voice = replace(voice, speakers=Voice.create(speakers=options.speakers).speakers)
     return voice
+
+
+async def _voice(options: _Options) -> Voice:
+    """Files are read beside the event loop."""
+    if options.voice is None or isinstance(options.voice, Voice):
+        return _voice_of(options)
+    return await asyncio.to_thread(_voice_of, options)
 
 
 class TTS(tts.TTS[Any]):
@@ -564,6 +577,11 @@ class TTS(tts.TTS[Any]):
         self._conversations: weakref.WeakSet[Conversation] = weakref.WeakSet()
         self._streams: weakref.WeakSet[SynthesizeStream | ChunkedStream] = weakref.WeakSet()
         self._warming: asyncio.Task[None] | None = None
+
+    @property
+    def options(self) -> _Options:
+        """What the next stream takes; streams keep what they began with."""
+        return self._opts
 
     @property
     def model(self) -> str:
@@ -668,9 +686,9 @@ class SynthesizeStream(tts.SynthesizeStream):
     """One speech: text in as it streams, frames and timed words out."""
 
     def __init__(self, *, tts: TTS, conn_options: APIConnectOptions, conversation: Conversation) -> None:
-        self._conversation = conversation
+        self.conversation = conversation
         self._handle = _current_handle()
-        self._options = tts._opts
+        self._options = tts.options
         self._said: _Said | None = None
         super().__init__(tts=tts, conn_options=conn_options)
 
@@ -690,12 +708,12 @@ class SynthesizeStream(tts.SynthesizeStream):
             stream=True,
         )
         first = await anext(self._input_ch, None)
-        while isinstance(first, self._FlushSentinel) or (first is not None and not first.strip() and first == ""):
+        while isinstance(first, self._FlushSentinel):
             first = await anext(self._input_ch, None)
         if first is None:
             return  # nothing was ever pushed
-        session = await _ready(self, self._conversation, self._conn_options.timeout)
-        said = self._said = self._conversation.speak(session, self._handle)
+        session = await _ready(self, self.conversation, self._conn_options.timeout)
+        said = self._said = self.conversation.speak(session, self._handle)
         output_emitter.start_segment(segment_id=said.speech.id)
         self._mark_started()
         source = _Source(said.speech)
@@ -708,7 +726,7 @@ class SynthesizeStream(tts.SynthesizeStream):
             await utils.aio.cancel_and_wait(feeding)
             if not said.speech.complete:
                 said.speech.stop()
-                if not said.captured and self._conversation.said.get(said.speech.id) is said and _is_tracked(self):
+                if not said.captured and self.conversation.said.get(said.speech.id) is said and _is_tracked(self):
                     said.settle(0.0)
 
     async def _feed(self, source: _Source) -> None:
@@ -726,8 +744,8 @@ class ChunkedStream(tts.ChunkedStream):
     def __init__(
         self, *, tts: TTS, input_text: str, conn_options: APIConnectOptions, conversation: Conversation
     ) -> None:
-        self._conversation = conversation
-        self._options = replace(tts._opts, run_ahead_s=float("inf"))
+        self.conversation = conversation
+        self._options = replace(tts.options, run_ahead_s=float("inf"))
         super().__init__(tts=tts, input_text=input_text, conn_options=conn_options)
 
     async def _run(self, output_emitter: tts.AudioEmitter) -> None:
@@ -736,15 +754,14 @@ class ChunkedStream(tts.ChunkedStream):
         )
         if not self.input_text.strip():
             return
-        session = await _ready(self, self._conversation, self._conn_options.timeout)
-        said = self._conversation.speak(session, None)
+        session = await _ready(self, self.conversation, self._conn_options.timeout)
+        said = self.conversation.speak(session, None)
         source = _Source(said.speech)
         source.feed(self.input_text)
         source.end()
         heard_s = 0.0
         try:
             await _speak(self, said, source, output_emitter, self._options, self._conn_options.timeout)
-            output_emitter.flush()
             heard_s = float("inf")
         finally:
             said.settle(heard_s)
@@ -756,11 +773,11 @@ class _Source:
     def __init__(self, speech: Speech) -> None:
         self.speech = speech
         self.ended = asyncio.Event()
-        self._text = ""
+        self.text = ""
         self._given = 0
 
     def feed(self, text: str) -> None:
-        self._text += text
+        self.text += text
         self.speech.feed(text)
 
     def end(self) -> None:
@@ -769,13 +786,13 @@ class _Source:
 
     def timed(self, word: Word) -> TimedString:
         """The word with what stands before it, so that the words together are the text."""
-        text = self._text[self._given : word.char_end]
+        text = self.text[self._given : word.char_end]
         self._given = word.char_end
         return TimedString(text, start_time=word.start_s, end_time=word.end_s)
 
 
 async def _ready(stream: SynthesizeStream | ChunkedStream, conversation: Conversation, timeout: float) -> VoiceSession:
-    stream._connection_reused = conversation.open
+    stream._connection_reused = conversation.open  # pyright: ignore[reportPrivateUsage]
     began = time.perf_counter()
     try:
         session = await asyncio.wait_for(conversation.ready(), timeout)
@@ -783,7 +800,7 @@ async def _ready(stream: SynthesizeStream | ChunkedStream, conversation: Convers
         raise APITimeoutError(f"the Higgs engine was not ready within {timeout:.1f} s") from None
     except HiggsVoiceError as error:
         raise api_error(error) from error
-    stream._acquire_time = time.perf_counter() - began
+    stream._acquire_time = time.perf_counter() - began  # pyright: ignore[reportPrivateUsage]
     return session
 
 
@@ -816,7 +833,7 @@ async def _speak(
         log.warning("part of a speech could not be spoken: %s", error)
     except HiggsVoiceError as error:
         raise api_error(error) from error
-    if not pushed:
+    if not pushed and source.text.strip():
         emitter.push(_NOTHING_SAID)
 
 
@@ -829,9 +846,8 @@ async def _next(events: Any, said: _Said, source: _Source, timeout: float) -> An
             done, _ = await asyncio.wait({task}, timeout=timeout)
             if done:
                 return task.result()
-            earlier = [
-                item for item in said.conversation.said.values() if item is not said and not item.speech.finished
-            ]
+            speeches = [item.speech for item in said.conversation.said.values() if item is not said]
+            earlier = [speech for speech in speeches if not speech.finished and not speech.stopped]
             if source.ended.is_set() and not earlier:
                 raise APITimeoutError(f"the Higgs engine gave nothing for {timeout:.1f} s")
     finally:
@@ -859,7 +875,7 @@ async def _keep_pace(
 
 
 def _is_tracked(stream: SynthesizeStream | ChunkedStream) -> bool:
-    conversation = stream._conversation
+    conversation = stream.conversation
     return any(link.tracked for link in _links.values() if conversation in link.conversations.values())
 
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,8 +88,8 @@ class RemoteSynthesizer:
 
     Args:
         url: ``ws://host:port`` or ``wss://…``; several in the order they are to be tried, all with the same model. When the
-            one in use is lost or shuts down, the next takes over.
-        token: the server's bearer token.
+            one in use is lost or shuts down, the next takes over. ``ws://token@host:port`` names a token of its own.
+        token: the servers' bearer token.
         window_s: audio the server may send ahead of what was taken here.
         connect_timeout_s: how long `start` tries.
         grace_s: how long a broken line is mended before what waits for it fails.
@@ -109,9 +110,10 @@ class RemoteSynthesizer:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls or not all(item.startswith(("ws://", "wss://")) for item in urls):
             raise SettingsError(f"a server is named ws://host:port or wss://host:port, not {url!r}")
-        self._urls = urls
+        places = [_without_token(item) for item in urls]
+        self._urls = [item for item, _ in places]
+        self._tokens = [own or token for _, own in places]
         self._place = 0
-        self._token = token
         self._window_s = window_s
         self._connect_timeout_s = connect_timeout_s
         self._grace_s = grace_s
@@ -417,7 +419,8 @@ class RemoteSynthesizer:
     async def _serve_line(self) -> None:
         """One connection from its opening to its end. Returns when it broke after it had been open."""
         url = self._urls[self._place].rstrip("/") + wire.PATH
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        token = self._tokens[self._place]
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             line = await asyncio.wait_for(
                 connect(
@@ -589,6 +592,14 @@ class RemoteSynthesizer:
             stream.end(error)
         for _, future in list(self._answers.values()):
             _reject(future, error)
+
+
+def _without_token(url: str) -> tuple[str, str | None]:
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url, None
+    token, _, place = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=place)), unquote(token.removeprefix(":")) or None
 
 
 def _reject(future: asyncio.Future[NDArray[Any]], error: HiggsVoiceError) -> None:
