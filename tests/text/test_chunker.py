@@ -261,6 +261,18 @@ def test_fenced_code_is_one_chunk_however_long() -> None:
     assert texts(f"Look here:\n{code}\nThat is it.") == ["Look here:", code, "That is it."]
 
 
+def test_code_is_released_when_its_fence_closes_not_before() -> None:
+    chunker = Chunker()
+    assert [found.text for found in chunker.feed("Look here: ```py\n")] == ["Look here:"]
+    assert chunker.feed("x = 1. Y\n") == []
+    assert chunker.deadline() is None
+    assert chunker.feed("``") == []
+    assert [found.text for found in chunker.feed("`\nThat is all I have. A")] == [
+        "```py\nx = 1. Y\n```",
+        "That is all I have.",
+    ]
+
+
 def test_the_address_of_a_link_does_not_count_against_the_size() -> None:
     text = "I know all. See [the page](https://ex.com/" + "a" * 500 + ") for more, and tell me."
     assert texts(text) == ["I know all.", text[12:]]

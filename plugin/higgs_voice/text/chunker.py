@@ -425,7 +425,8 @@ class Chunker:
             return _Boundary(self._scan, _Level.SENTENCE) if not text[i:].strip() else None
         run = _RUN.match(text, i)
         behind = run.end() if run else i + 1
-        if text[_CLOSE.match(text, behind).end() :].strip():  # type: ignore[union-attr]
+        close = _CLOSE.match(text, behind)
+        if close is None or text[close.end() :].strip():
             return None
         if run is None:
             clause = text[i] in ",;:" + _FREE_CLAUSE + _DASHES and not text[max(i - 1, 0) : i].isdigit()

@@ -27,7 +27,10 @@ from .rewriting import Rewriting, Span
 
 @dataclass(frozen=True, slots=True)
 class SpokenText:
-    """What is said, and where each character of it was written. Empty if there is nothing to say."""
+    """What is said, and where each character of it was written. Empty if there is nothing to say.
+
+    Offsets are those of the text given to `normalize`; a chunk's ``start`` added they are those of the turn.
+    """
 
     text: str
     starts: tuple[int, ...] = field(repr=False)
