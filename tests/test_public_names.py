@@ -10,6 +10,32 @@ import pytest
 import higgs_voice
 
 
+PUBLIC = [
+    "ChunkReport",
+    "ChunkerSettings",
+    "HiggsVoiceError",
+    "Lexicon",
+    "PcmChunk",
+    "Reference",
+    "Sampling",
+    "SessionSettings",
+    "SessionStats",
+    "Speech",
+    "Synthesizer",
+    "Voice",
+    "VoiceSession",
+    "Window",
+    "Word",
+    "__version__",
+    "create_backend",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    """What users may import from the top. A name goes only with a deprecation, and comes only on purpose."""
+    assert sorted(higgs_voice.__all__) == sorted(PUBLIC)
+
+
 def test_every_public_name_resolves() -> None:
     missing = [name for name in higgs_voice.__all__ if not hasattr(higgs_voice, name)]
     assert not missing

@@ -12,10 +12,13 @@ from .conversation.synthesizer import Synthesizer
 from .conversation.timing import Word
 from .conversation.voice import Reference, Voice
 from .errors import HiggsVoiceError
+from .text import ChunkerSettings, Lexicon
 
 __all__ = [
     "ChunkReport",
+    "ChunkerSettings",
     "HiggsVoiceError",
+    "Lexicon",
     "PcmChunk",
     "Reference",
     "Sampling",

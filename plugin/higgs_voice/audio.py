@@ -75,7 +75,7 @@ def load_clip(source: str | Path | bytes, *, max_s: float = MAX_CLIP_S) -> NDArr
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             if file.frames > 0 and file.frames / file.samplerate > max_s:
                 raise _too_long(name, file.frames / file.samplerate, max_s)
-            data: NDArray[np.float32] = file.read(dtype="float32", always_2d=True)  # [n, channels]
+            data = np.asarray(file.read(dtype="float32", always_2d=True), dtype=np.float32)  # [n, channels]
             rate = int(file.samplerate)
     except soundfile.LibsndfileError as error:
         raise ClipError(f"reference clip {name!r} is not audio that can be read: {error.error_string}") from error
@@ -98,8 +98,8 @@ def clip_from_array(
         raise ClipError(f"reference clip {name!r} has a sample rate of {sample_rate}; it must be above 0")
     given = np.asarray(samples)
     data = given.astype(np.float32)
-    if np.issubdtype(given.dtype, np.signedinteger):
-        data /= -float(np.iinfo(given.dtype).min)
+    if given.dtype.kind == "i":
+        data /= 2.0 ** (8 * given.dtype.itemsize - 1)
     if data.ndim == 2:
         data = data.mean(axis=1)
     if data.ndim != 1:

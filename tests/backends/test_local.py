@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from higgs_voice import ChunkReport, Sampling, SessionSettings, Voice, VoiceSession, Window
 from higgs_voice.backends.local import Guards, LocalSynthesizer
 from higgs_voice.conversation.synthesizer import (
@@ -67,7 +68,7 @@ def on_worker(engine: LocalSynthesizer, call: Any) -> Any:
     def run() -> None:
         try:
             done.set_result(call(worker))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised where the result is taken
             done.set_exception(error)
 
     worker._command(run)
@@ -130,7 +131,9 @@ async def speak(engine: LocalSynthesizer, request: SpeakRequest) -> tuple[np.nda
     raise AssertionError("a stream ended without its last event")
 
 
-def request(text: str, *exchanges: Exchange, session: str = "s", sampling: Sampling = GREEDY, **more: Any) -> SpeakRequest:
+def request(
+    text: str, *exchanges: Exchange, session: str = "s", sampling: Sampling = GREEDY, **more: Any
+) -> SpeakRequest:
     context = ContextSpec(voice=VOICE, exchanges=exchanges)
     return SpeakRequest(session, f"{session}:{text}:{len(exchanges)}", context, text, sampling, **more)
 

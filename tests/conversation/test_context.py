@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
 from higgs_voice.config import Window
 from higgs_voice.conversation.context import (
     ContextState,
@@ -13,8 +16,6 @@ from higgs_voice.conversation.context import (
     drop_oldest,
 )
 from higgs_voice.conversation.synthesizer import Exchange
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def exchange(name: str, seconds: float = 2.0) -> Exchange:

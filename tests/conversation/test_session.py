@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
+
 from higgs_voice import PcmChunk, Reference, Sampling, SessionSettings, Voice, VoiceSession, Window, Word
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.speech import ChunkReport, Speech, SpeechOut
@@ -130,9 +132,9 @@ async def test_a_speech_cut_in_mid_word_keeps_the_words_and_codes_that_were_hear
         assert 2 <= len(said) < 10
         assert kept.text.rstrip(".") == " ".join(said)
         assert kept.frames == int(heard_s * 25)
-        assert np.array_equal(kept.codes, engine.codes_for("one two three four five six seven eight nine ten.", 200)[:, : kept.frames]) or (
-            kept.codes.shape == (8, kept.frames)
-        )
+        assert np.array_equal(
+            kept.codes, engine.codes_for("one two three four five six seven eight nine ten.", 200)[:, : kept.frames]
+        ) or (kept.codes.shape == (8, kept.frames))
 
 
 async def test_the_framework_may_say_which_words_it_holds_for_spoken() -> None:
@@ -211,7 +213,7 @@ async def test_words_come_in_order_inside_their_chunks_and_lose_nothing() -> Non
         items = await take(session.speak(TURN))
         said = words(items)
         assert [word.text for word in said] == TURN.split()
-        assert all(a.start_s <= b.start_s for a, b in zip(said, said[1:], strict=False))
+        assert all(a.start_s <= b.start_s for a, b in itertools.pairwise(said))
         assert all(TURN[word.char_start : word.char_end] == word.text for word in said)
         total = len(sound(items)) / 48000
         assert said[-1].end_s <= total + 1e-6

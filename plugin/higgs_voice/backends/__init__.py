@@ -12,8 +12,7 @@ def create_backend(model: str = "nano", **options: Any) -> Synthesizer:
     """An engine by name; call its `start` before use. Nothing is loaded or connected here.
 
     ``nano`` (embedded), a hub id or a folder: the model in this process. ``ws://host:port`` or ``wss://…``: a
-    ``higgs-voice serve`` elsewhere. ``boson:<hub id or folder>``: the boson_multimodal package in a process of its own.
-    ``fake``: deterministic tones. `options` go to the engine's constructor.
+    ``higgs-voice serve`` elsewhere. ``fake``: deterministic tones. `options` go to the engine's constructor.
     Errors: `SettingsError` (unknown option), `DependencyError` (an extra is missing).
     """
     try:
@@ -26,9 +25,10 @@ def create_backend(model: str = "nano", **options: Any) -> Synthesizer:
 
             return RemoteSynthesizer(model, **options)
         if model.startswith("boson:"):
-            from .boson import BosonSynthesizer
-
-            return BosonSynthesizer(model.removeprefix("boson:"), **options)
+            raise SettingsError(
+                f"{model!r}: this version has no boson_multimodal engine; name the checkpoint without 'boson:' to run it "
+                "through transformers"
+            )
         from .local import LocalSynthesizer
 
         return LocalSynthesizer(model, **options)

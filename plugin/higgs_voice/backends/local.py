@@ -283,7 +283,9 @@ class LocalSynthesizer:
             rows=rows,
             prefix=len(prefix),
             sampling=request.sampling.replace(max_new_tokens=max(1, min(request.sampling.max_new_tokens, room))),
-            seed=request.sampling.seed if request.sampling.seed is not None else int.from_bytes(os.urandom(4), "little"),
+            seed=request.sampling.seed
+            if request.sampling.seed is not None
+            else int.from_bytes(os.urandom(4), "little"),
             max_frames=max_frames,
             min_frames=guards.min_frames,
             retries=guards.retries,
@@ -331,7 +333,9 @@ class LocalSynthesizer:
 
     def _running(self) -> Worker:
         if self._worker is None:
-            raise EngineClosedError("the engine is not running; await start() first" if not self._closed else "this engine is closed")
+            raise EngineClosedError(
+                "the engine is not running; await start() first" if not self._closed else "this engine is closed"
+            )
         return self._worker
 
     def _deliver(self, moved: Sequence[tuple[Job, NDArray[np.int16]]]) -> None:
@@ -349,7 +353,9 @@ class LocalSynthesizer:
                 stream.send(samples)
 
     def _context_rows(self, context: ContextSpec) -> Rows:
-        return Rows.concat([self._prefix_rows(context.voice), *(self._exchange_rows(item) for item in context.exchanges)])
+        return Rows.concat(
+            [self._prefix_rows(context.voice), *(self._exchange_rows(item) for item in context.exchanges)]
+        )
 
     def _prefix_rows(self, voice: VoicePrompt) -> Rows:
         found = self._rows.get(id(voice))

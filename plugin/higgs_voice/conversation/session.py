@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
 import uuid
 from collections.abc import AsyncIterable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -18,7 +17,7 @@ from ..errors import EngineClosedError
 from ..text.chunker import ChunkerSettings
 from ..text.lexicon import Lexicon
 from .context import ContextState, Entry, RollingContext, append, drop_oldest
-from .speech import ChunkRecord, Speech
+from .speech import Speech
 from .synthesizer import Codes, ContextSpec, Exchange, SpeakRequest, Synthesizer, VoicePrompt
 from .timing import Rate
 from .voice import Voice
@@ -305,7 +304,9 @@ class VoiceSession:
         kept = tuple(item for item in after.exchanges if item is not new)
         if len(kept) == len(state.exchanges):
             return None
-        return self._spec(ContextState(pinned=state.pinned, window=tuple(item for item in after.window if item is not new)))
+        return self._spec(
+            ContextState(pinned=state.pinned, window=tuple(item for item in after.window if item is not new))
+        )
 
     def _fit(self, state: ContextState, text: str) -> ContextState:
         limit = self.engine.info.max_positions

@@ -87,7 +87,11 @@ class ChunkRecord:
         whole = self.exchange()
         if whole is None:
             return None
-        if self.finished and heard_s >= self.end_s - 1e-3 and (words is None or words >= self.first_word + len(self.words)):
+        if (
+            self.finished
+            and heard_s >= self.end_s - 1e-3
+            and (words is None or words >= self.first_word + len(self.words))
+        ):
             return whole
         frames = min(int((heard_s - self.start_s) * FRAME_RATE), whole.frames) if heard_s < self.end_s else whole.frames
         if words is None:
@@ -276,8 +280,8 @@ class Speech:
                 if self.stopped:
                     return
                 self.feed(text)
-        except Exception as error:
-            self._error = error  # raised to the consumer when what was fed has been spoken
+        except Exception as error:  # noqa: BLE001 - raised to the consumer when what was fed has been spoken
+            self._error = error
         finally:
             self.end()
 
@@ -316,8 +320,7 @@ class Speech:
         except asyncio.CancelledError:
             self._error = EngineError("the session was closed while it spoke")
             raise
-        except Exception as error:
-            # Whatever it is, the consumer must hear of it instead of waiting for ever.
+        except Exception as error:  # noqa: BLE001 - whatever it is, the consumer hears of it and does not wait for ever
             self._error = error
             self._stopped_at = self._session.clock()
         finally:
