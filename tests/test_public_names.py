@@ -9,7 +9,6 @@ import pytest
 
 import higgs_voice
 
-
 PUBLIC = [
     "ChunkReport",
     "ChunkerSettings",
