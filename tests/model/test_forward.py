@@ -10,7 +10,7 @@ import torch
 
 from higgs_voice.errors import CheckpointError
 from higgs_voice.model.forward import Forward
-from higgs_voice.model.kv import ContiguousPool, KvPool, KvShape
+from higgs_voice.model.kv import ContiguousPool, KvPool, KvShape, PagedPool
 from higgs_voice.model.prompt import Rows
 from tests.model.oracle import next_logits
 
@@ -48,7 +48,7 @@ def run(forward: Forward, pool: KvPool, rows: Rows, piece: int) -> torch.Tensor:
     return forward.logits(hidden[-1:])[0]
 
 
-def pool_for(model: Any) -> KvPool:
+def pool_for(model: Any, kind: type[KvPool] = ContiguousPool) -> KvPool:
     config = model.config
     shape = KvShape(
         config.num_hidden_layers,
@@ -58,15 +58,19 @@ def pool_for(model: Any) -> KvPool:
         torch.device("cpu"),
         config.num_codebooks,
     )
-    return ContiguousPool(shape, max_rows=10_000)
+    return kind(shape, max_rows=4096, max_slots=8)
 
 
+POOLS = [ContiguousPool, PagedPool]
+
+
+@pytest.mark.parametrize("kind", POOLS)
 @pytest.mark.parametrize("piece", [1, 7, 64, 500])
-def test_mixed_rows_of_the_published_configuration(tiny: Any, piece: int) -> None:
+def test_mixed_rows_of_the_published_configuration(tiny: Any, piece: int, kind: type[KvPool]) -> None:
     rows = mixed(tiny.config, 90, seed=piece)
     expected = next_logits(tiny, rows)
     assert expected.std() > 0.3
-    torch.testing.assert_close(run(Forward(tiny), pool_for(tiny), rows, piece), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(run(Forward(tiny), pool_for(tiny, kind), rows, piece), expected, atol=1e-4, rtol=0)
 
 
 def test_positions_reach_as_far_as_the_context(tiny: Any) -> None:
@@ -75,9 +79,10 @@ def test_positions_reach_as_far_as_the_context(tiny: Any) -> None:
     torch.testing.assert_close(run(forward, pool_for(tiny), rows, 40), next_logits(tiny, rows), atol=1e-4, rtol=0)
 
 
-def test_decoding_equals_prefilling(tiny: Any) -> None:
-    rows = mixed(tiny.config, 40, seed=5)
-    forward, pool = Forward(tiny), pool_for(tiny)
+@pytest.mark.parametrize("kind", POOLS)
+def test_decoding_equals_prefilling(tiny: Any, kind: type[KvPool]) -> None:
+    rows = mixed(tiny.config, 60, seed=5)
+    forward, pool = Forward(tiny), pool_for(tiny, kind)
     run(forward, pool, rows, 64)
     run(forward, pool, rows[:23], 64)
     slots = list(pool._slots.values())
@@ -88,7 +93,9 @@ def test_decoding_equals_prefilling(tiny: Any) -> None:
         codes = torch.from_numpy(audio.codes[start : start + 2].astype(np.int64))
         for slot in slots:
             slot.reserve(slot.length + 1)
-        logits = forward.decode(codes, torch.tensor([slot.length for slot in slots]), pool.decode(slots))
+        positions = torch.tensor([slot.length for slot in slots])
+        lines = torch.tensor([slot.index for slot in slots])
+        logits = forward.decode(codes, positions, pool.decode(slots, lines, positions))
         for index, slot in enumerate(slots):
             fed = audio[start + index : start + index + 1]
             slot.append(fed)

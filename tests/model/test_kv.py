@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from higgs_voice.errors import EngineBusyError
-from higgs_voice.model.kv import FIRST_CAPACITY, ContiguousPool, KvPool, KvShape
+from higgs_voice.model.kv import FIRST_CAPACITY, PAGE, ContiguousPool, KvPool, KvShape, PagedPool
 from higgs_voice.model.prompt import Rows
 
 SHAPE = KvShape(layers=2, heads=2, head_dim=4, dtype=torch.float32, device=torch.device("cpu"), num_codebooks=3)
@@ -77,3 +77,65 @@ def test_an_allocation_that_fails_is_busy_not_a_crash(pool: KvPool, monkeypatch:
     with pytest.raises(EngineBusyError):
         slot.reserve(FIRST_CAPACITY + 1)
     slot.reserve(FIRST_CAPACITY)
+
+
+@pytest.fixture
+def paged() -> PagedPool:
+    return PagedPool(SHAPE, max_rows=6 * PAGE, max_slots=3, max_positions=5 * PAGE)
+
+
+def fill(pool: PagedPool, count: int, value: float) -> Any:
+    slot = pool.acquire()
+    slot.reserve(count)
+    slot.append(rows(count))
+    pool.data[:, :, pool._pages[slot.index]] = value
+    return slot
+
+
+def test_pages_of_a_prefix_are_held_once(paged: PagedPool) -> None:
+    voice = fill(paged, 2 * PAGE + 10, 1.0)
+    assert paged.free_rows == 3 * PAGE
+    one, two = paged.acquire(), paged.acquire()
+    one.copy_from(voice, 2 * PAGE + 10)
+    two.copy_from(voice, 2 * PAGE)
+    assert paged.free_rows == 2 * PAGE  # only the page that was not full is copied
+    voice.release()
+    assert paged.free_rows == 3 * PAGE
+    # The full pages go when the last holder has gone.
+    one.release()
+    assert paged.free_rows == 4 * PAGE
+    two.release()
+    assert paged.free_rows == 6 * PAGE
+
+
+def test_a_shared_page_is_copied_before_it_is_written(paged: PagedPool) -> None:
+    voice = fill(paged, 2 * PAGE, 1.0)
+    one = paged.acquire()
+    one.copy_from(voice, 2 * PAGE)
+    one.crop(PAGE + 5)
+    one.reserve(PAGE + 20)
+    ours, theirs = paged._pages[one.index], paged._pages[voice.index]
+    assert ours[0] == theirs[0]
+    assert ours[1] != theirs[1]
+    assert paged.table[one.index, :2].tolist() == ours
+    assert (paged.data[:, :, ours[1]] == 1.0).all()
+    paged.data[:, :, ours[1]] = 2.0
+    assert (paged.data[:, :, theirs] == 1.0).all()
+
+
+def test_pages_are_refused_as_rows_are(paged: PagedPool) -> None:
+    one, two = fill(paged, 4 * PAGE, 1.0), paged.acquire()
+    with pytest.raises(EngineBusyError, match="full"):
+        two.reserve(2 * PAGE + 1)
+    two.reserve(2 * PAGE)
+    with pytest.raises(EngineBusyError, match="full"):
+        one.reserve(4 * PAGE + 1)
+    with pytest.raises(EngineBusyError, match="set up for 320 rows"):
+        one.reserve(5 * PAGE + 1)
+    three = paged.acquire()
+    one.crop(PAGE + 1)
+    one.reserve(PAGE + 2)
+    two.reserve(4 * PAGE)
+    with pytest.raises(EngineBusyError):
+        three.copy_from(one, PAGE + 1)
+    assert three.length == 0

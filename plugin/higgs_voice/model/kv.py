@@ -187,8 +187,12 @@ class KvPool(ABC):
         """Attention of ``count`` new rows behind those that a slot holds; they see one another causally."""
 
     @abstractmethod
-    def decode(self, slots: Sequence[KvSlot]) -> Attend:
-        """Attention of one new row for each slot. ``qkv`` may have more rows than slots; they come out as zeros."""
+    def decode(self, slots: Sequence[KvSlot], lines: Tensor, positions: Tensor) -> Attend:
+        """Attention of one new row for each slot. ``qkv`` may have more rows than slots; they come out as zeros.
+
+        ``lines`` [B] are the slots' indices and ``positions`` [B] the rows they hold, on the device. Who looks at these alone
+        can be captured in a graph.
+        """
 
     def _busy(self, length: int) -> EngineBusyError:
         gib = self.max_rows * self.shape.bytes_per_row / 2**30
@@ -278,7 +282,7 @@ class ContiguousPool(KvPool):
 
         return attend
 
-    def decode(self, slots: Sequence[KvSlot]) -> Attend:
+    def decode(self, slots: Sequence[KvSlot], lines: Tensor, positions: Tensor) -> Attend:
         rows = [(self._views[slot.index], slot.length) for slot in slots]
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -294,5 +298,142 @@ class ContiguousPool(KvPool):
                 seen = keys[None, :, : past + 1], values[None, :, : past + 1]
                 out[row] = F.scaled_dot_product_attention(grouped[row], *seen).view(-1)
             return out
+
+        return attend
+
+
+class PagedPool(KvPool):
+    """Pages of `PAGE` rows, [layers, 2, pages, heads, PAGE, D], and a table that says which pages a slot has.
+
+    Storage and table are made once and stay where they are. `KvSlot.copy_from` shares the pages that are full; a page that
+    is shared is copied before it is written. Page 0 is nobody's: what pads a batch writes there.
+    """
+
+    def __init__(self, shape: KvShape, *, max_rows: int, max_slots: int = 256, max_positions: int = 8192) -> None:
+        pages = max(max_rows // PAGE, 1) + 1
+        super().__init__(shape, max_rows=(pages - 1) * PAGE, max_slots=max_slots)
+        self.max_positions = max_positions
+        # Zeros, since a masked row of a page is still multiplied: it must be finite.
+        self.data = torch.zeros(
+            (shape.layers, 2, pages, shape.heads, PAGE, shape.head_dim), dtype=shape.dtype, device=shape.device
+        )
+        # One line more than slots, for what pads a batch; its pages are page 0.
+        self.table = torch.zeros((max_slots + 1, -(-max_positions // PAGE)), dtype=torch.int32, device=shape.device)
+        self._free_pages = list(range(pages - 1, 0, -1))
+        self._holders = [0] * pages
+        self._pages: dict[int, list[int]] = {}
+
+    @property
+    def padding(self) -> int:
+        """The table's line for what pads a batch."""
+        return self.max_slots
+
+    @property
+    def free_rows(self) -> int:
+        return len(self._free_pages) * PAGE
+
+    def reserve(self, slot: KvSlot, length: int) -> None:
+        if length > self.max_positions:
+            raise EngineBusyError(
+                f"a context of {length} rows does not fit: this engine was set up for {self.max_positions} rows a context"
+            )
+        held = self._pages.setdefault(slot.index, [])
+        # Pages behind the length may be shared too, after a crop.
+        shared = [at for at in range(slot.length // PAGE, len(held)) if self._holders[held[at]] > 1]
+        missing = -(-length // PAGE) - len(held)
+        if not shared and missing <= 0:
+            return
+        if len(shared) + max(missing, 0) > len(self._free_pages):
+            raise self._busy(length)
+        for at in shared:
+            fresh = self._take()
+            if at * PAGE < slot.length:
+                self.data[:, :, fresh] = self.data[:, :, held[at]]
+            self._drop(held[at])
+            held[at] = fresh
+        held += [self._take() for _ in range(missing)]
+        self._write(slot)
+
+    def cropped(self, slot: KvSlot) -> None:
+        held = self._pages.get(slot.index, [])
+        keep = -(-slot.length // PAGE)
+        for page in held[keep:]:
+            self._drop(page)
+        del held[keep:]
+
+    def copy(self, target: KvSlot, source: KvSlot, length: int) -> None:
+        full, rest = divmod(length, PAGE)
+        if rest and not self._free_pages:
+            raise self._busy(length)
+        pages = self._pages[source.index][:full] if length else []
+        for page in pages:
+            self._holders[page] += 1
+        if rest:
+            last = self._take()
+            self.data[:, :, last] = self.data[:, :, self._pages[source.index][full]]
+            pages = [*pages, last]
+        self._pages[target.index] = list(pages)
+        self._write(target)
+
+    def _take(self) -> int:
+        page = self._free_pages.pop()
+        self._holders[page] = 1
+        return page
+
+    def _drop(self, page: int) -> None:
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self._free_pages.append(page)
+
+    def _write(self, slot: KvSlot) -> None:
+        pages = self._pages[slot.index]
+        self.table[slot.index, : len(pages)] = torch.tensor(pages, dtype=torch.int32).to(self.table.device)
+
+    def _free(self, slot: KvSlot) -> None:
+        for page in self._pages.pop(slot.index, []):
+            self._drop(page)
+
+    def _gathered(self, layer: int, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [heads, length, D] of a context, copied together."""
+        whole = self.data[layer][:, pages].transpose(1, 2).flatten(2, 3)[:, :, :length]
+        return whole[0], whole[1]
+
+    def prefill(self, slot: KvSlot, count: int) -> Attend:
+        past, end = slot.length, slot.length + count
+        pages = torch.tensor(self._pages[slot.index][: -(-end // PAGE)], device=self.shape.device)
+        places = torch.arange(past, end, device=self.shape.device)
+        of, within = pages[places // PAGE], places % PAGE
+
+        def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            heads = self.shape.heads
+            rotated = rotate(qkv[:, :-heads], cos, sin)
+            self.data[layer, 0][of, :, within] = rotated[:, -heads:]
+            self.data[layer, 1][of, :, within] = qkv[:, -heads:]
+            return attend_causal(rotated[:, :-heads], *self._gathered(layer, pages, end), past)
+
+        return attend
+
+    def decode(self, slots: Sequence[KvSlot], lines: Tensor, positions: Tensor) -> Attend:
+        if self.shape.device.type == "cuda":
+            return self.decode_lines(lines, positions)
+        each = [self.prefill(slot, 1) for slot in slots]
+
+        def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            out = qkv.new_zeros(qkv.shape[0], (qkv.shape[1] - 2 * self.shape.heads) * self.shape.head_dim)
+            for row, one in enumerate(each):
+                here = slice(row, row + 1)
+                out[here] = one(layer, qkv[here], cos[here], sin[here])
+            return out
+
+        return attend
+
+    def decode_lines(self, lines: Tensor, positions: Tensor) -> Attend:
+        """`decode` by kernels that look at nothing but tensors, so that it can be captured in a graph."""
+        from . import kernels  # Triton is there where CUDA is
+
+        def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            keys, values = self.data[layer, 0], self.data[layer, 1]
+            query = kernels.store(qkv, cos, sin, lines, positions, self.table, keys, values)
+            return kernels.attend(query, lines, positions, self.table, keys, values)
 
         return attend

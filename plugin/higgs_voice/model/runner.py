@@ -21,10 +21,11 @@ from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter
 from .forward import Forward
-from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot
+from .graphs import CudaGraphed
+from .kv import ContiguousPool, KvPool, KvShape, KvSlot, PagedPool
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
-from .sampling import BLOCK, Lines, Sampler
+from .sampling import BLOCK, LAST, Lines, Sampler
 
 PIECE = 64
 """Rows prefilled at a time, at most: how long a stop waits."""
@@ -42,6 +43,8 @@ class Generation:
     reverter: DelayReverter
     row: NDArray[np.int16]
     """[K] the last row produced; the next step feeds it."""
+    pending: int = 0
+    """Steps launched whose results were not taken yet."""
     produced: int = 1
     """Rows produced, the all-BOS row among them."""
     frames: int = 0
@@ -72,18 +75,27 @@ class StepResult:
 
 @dataclass(slots=True, eq=False)
 class PendingStep:
-    """A step under way. `results` waits for it; steps must be resolved in the order of their launch."""
+    """A step under way. On a GPU the host can launch the next one before it looks at this one's results.
+
+    Steps must be resolved in the order of their launch. A generation that turned out to be finished before has no result.
+    """
 
     _runner: Runner
     _generations: list[Generation]
     _rows: Tensor
+    _arrived: torch.cuda.Event | None
     _refused: list[StepResult]
 
     def results(self) -> list[StepResult]:
         """One result a generation; refused ones last."""
-        rows = self._rows.cpu().numpy().astype(np.int16) if self._generations else np.zeros((0, 0), np.int16)
-        done = [self._runner.take(generation, row) for generation, row in zip(self._generations, rows, strict=True)]
-        return done + self._refused
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        rows = self._rows.numpy()
+        taken = [
+            self._runner.take(generation, rows[place].astype(np.int16))
+            for place, generation in enumerate(self._generations)
+        ]
+        return [result for result in taken if result is not None] + self._refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +112,24 @@ class Alignment:
 class Runner:
     """A loaded model, a pool for contexts, and the step function. Not thread-safe: one worker owns it."""
 
-    def __init__(self, loaded: Loaded, *, max_rows: int | None = None, max_slots: int = 256) -> None:
-        """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        max_rows: int | None = None,
+        max_slots: int = 256,
+        paged: bool | None = None,
+        graphs: bool | None = None,
+    ) -> None:
+        """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``paged`` and
+        ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a CPU."""
         self.loaded = loaded
         config: Any = loaded.model.config
-        self.forward = Forward(loaded.model)
+        on_gpu = loaded.device.type == "cuda"
+        paged = on_gpu if paged is None else paged
+        limit = loaded.limits.max_positions
+        # A captured step reads the rotary tables where they are, so on a GPU they never grow.
+        self.forward = Forward(loaded.model, positions=limit if on_gpu else 2048)
         self.prompts = PromptBuilder(loaded.tokenizer, config)
         self.num_codebooks: int = config.num_codebooks
         self.bos: int = config.audio_stream_bos_id
@@ -119,10 +144,23 @@ class Runner:
             device=loaded.device,
             num_codebooks=config.num_codebooks,
         )
-        self.pool: KvPool = ContiguousPool(shape, max_rows=max_rows or default_rows(shape), max_slots=max_slots)
+        rows = max_rows or default_rows(shape)
+        self.pool: KvPool
+        if paged:
+            self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
+        else:
+            self.pool = ContiguousPool(shape, max_rows=rows, max_slots=max_slots)
+        # One line more than slots, for what pads a batch.
         self.sampler = Sampler(
-            max_slots, self.num_codebooks, config.codebook_size, bos=self.bos, eos=self.eos, device=loaded.device
+            max_slots + 1, self.num_codebooks, config.codebook_size, bos=self.bos, eos=self.eos, device=loaded.device
         )
+        self._padding = max_slots
+        self.sampler.begin(self._padding, Sampling(), np.zeros((0, self.num_codebooks), np.int16), 0)
+        self._begun = self.sampler.ints[self._padding, :LAST].clone()
+        self._window = self.sampler.window
+        self._graphed: CudaGraphed | None = None
+        if paged and on_gpu:
+            self._graphed = CudaGraphed(self._step_lines, padding=self._padding, disable=graphs is False)
 
     def prefill(
         self, slot: KvSlot, rows: Rows, *, piece: int = PIECE, should_stop: Callable[[], bool] | None = None
@@ -169,34 +207,58 @@ class Runner:
         refused: list[StepResult] = []
         for generation in generations:
             try:
-                generation.slot.reserve(generation.slot.length + 1)
+                generation.slot.reserve(generation.slot.length + generation.pending + 1)
             except EngineBusyError as error:
                 refused.append(StepResult(generation, row=None, frame=None, finished=False, error=error))
             else:
                 ready.append(generation)
         if not ready:
-            return PendingStep(self, ready, torch.empty(0), refused)
+            return PendingStep(self, [], torch.empty(0), None, refused)
         for generation in ready:
-            if (generation.produced - 1) % BLOCK == 0:
+            if (generation.produced + generation.pending - 1) % BLOCK == 0:
                 self.sampler.refill(generation.slot.index, generation.rng)
-        slots = [generation.slot for generation in ready]
-        self.forward.extend_positions(max(slot.length for slot in slots) + 1)
-        lines = self.sampler.lines([slot.index for slot in slots], [generation.sampling for generation in ready])
-        rows = self._step(lines, self.pool.decode(slots))
-        return PendingStep(self, ready, rows, refused)
+            generation.pending += 1
+        which = [generation.slot.index for generation in ready]
+        if self._graphed is None:
+            slots = [generation.slot for generation in ready]
+            self.forward.extend_positions(max(slot.length for slot in slots) + 1)
+            rows = self._step(self.sampler.lines(which, [generation.sampling for generation in ready]), slots)
+            return PendingStep(self, ready, rows, None, refused)
+        if self.sampler.window != self._window:  # a longer window came: the tables are other tensors now
+            self._graphed.reset()
+            self._window = self.sampler.window
+        rows = torch.empty((len(ready), self.num_codebooks), dtype=torch.int64, pin_memory=True)
+        rows.copy_(self._graphed(which, self.device), non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return PendingStep(self, ready, rows, arrived, refused)
+
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Capture the steps for batches up to these sizes, so that no stream waits for it. Nothing to do on a CPU."""
+        if self._graphed is not None:
+            for size in sizes:
+                self._graphed([self._padding] * size, self.device)
 
     def logits(self, slot: KvSlot) -> Tensor:
         """Logits [K, V] in float32 of the row after a slot's last one, which is computed again."""
         last = slot.rows[slot.length - 1 :]
         last = Rows(last.tokens.copy(), last.codes.copy(), last.audio.copy())
         slot.crop(slot.length - 1)
+        slot.reserve(slot.length + 1)
         return self.forward.logits(self._prefill(slot, last)[-1:])[0]
 
     @torch.inference_mode()
-    def _step(self, lines: Lines, attend: Attend) -> Tensor:
+    def _step(self, lines: Lines, slots: Sequence[KvSlot]) -> Tensor:
         """The step itself: the rows [B, K] that lines produce next."""
         codes, positions = self.sampler.last(lines)
+        attend = self.pool.decode(slots, lines.index, positions)
         return self.sampler.sample(self.forward.decode(codes, positions, attend), lines)
+
+    def _step_lines(self, index: Tensor) -> Tensor:
+        """`_step` over static tensors alone: what is captured. The line that pads a batch starts again every time."""
+        rows = self._step(self.sampler.gather(index), ())
+        self.sampler.ints[self._padding, :LAST].copy_(self._begun)
+        return rows
 
     @torch.inference_mode()
     def _prefill(self, slot: KvSlot, rows: Rows) -> Tensor:
@@ -212,8 +274,11 @@ class Runner:
         slot.append(rows)
         return hidden
 
-    def take(self, generation: Generation, row: Codes) -> StepResult:
-        """Move a generation on by the row that its step drew."""
+    def take(self, generation: Generation, row: Codes) -> StepResult | None:
+        """Move a generation on by the row that its step drew; None if it had finished before that step."""
+        generation.pending -= 1
+        if generation.finished:
+            return None
         generation.slot.append_audio(generation.row, self.audio_token)
         generation.row = row
         generation.produced += 1

@@ -1,0 +1,235 @@
+"""What a step costs: milliseconds for one row of every stream in a batch, by batch size and by rows of context.
+
+Contexts are random codes behind a short prompt, so nothing ends by itself. A step is everything that one row takes: embedding,
+layers, heads, sampling, and the row's way to the host. Two ways of stepping are timed: `alone` waits for every row before it
+launches the next step; `ahead`, on a GPU, reads rows one step late. Beside them stands the floor: the bytes that a step must
+read (the audio path's weights once, the keys and values of every context) over the copy bandwidth of this machine,
+measured first. Then prefill, in pieces of 64 rows.
+
+    python benchmarks/step.py [--model nano] [--random 3b] [--layers N] [--device auto] [--dtype auto] [--threads N]
+                              [--batches 1,2,4] [--contexts 64,256,1024] [--steps 60] [--eager] [--check] [--out FILE]
+
+``--random 3b`` has the published model's shapes and random weights: its times are true and its sound is noise. ``--check``, on
+a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import Place, Spread, emit
+
+from higgs_voice.config import Sampling
+from higgs_voice.model.loading import Loaded, load, random_model
+from higgs_voice.model.prompt import Rows
+from higgs_voice.model.runner import Generation, Runner
+
+SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=1_000_000)
+
+
+def context(runner: Runner, rows: int, seed: int) -> Rows:
+    """A prompt of exactly so many rows, nearly all of them audio."""
+    head = runner.prompts.opening("Say this.")
+    count = max(rows - len(head), 1)
+    codes = np.random.default_rng(seed).integers(0, runner.bos, size=(count, runner.num_codebooks)).astype(np.int16)
+    return Rows.concat([head, Rows.of_audio(codes, runner.audio_token)])[:rows]
+
+
+def begin(runner: Runner, batch: int, rows: int) -> list[Generation]:
+    generations: list[Generation] = []
+    for seed in range(batch):
+        slot = runner.pool.acquire()
+        runner.align(slot, context(runner, rows, seed))
+        generations.append(runner.start(slot, SAMPLING, seed))
+    return generations
+
+
+def end(generations: list[Generation]) -> None:
+    for generation in generations:
+        generation.slot.release()
+
+
+def stepped(runner: Runner, batch: int, rows: int, steps: int, *, ahead: bool) -> Spread:
+    """Milliseconds a step."""
+    generations = begin(runner, batch, rows)
+    for _ in range(4):
+        runner.step(generations)
+    times: list[float] = []
+    pending = runner.launch(generations) if ahead else None
+    last = time.perf_counter()
+    for _ in range(steps):
+        if pending is None:
+            runner.step(generations)
+        else:
+            following = runner.launch(generations)
+            pending.results()
+            pending = following
+        now = time.perf_counter()
+        times.append((now - last) * 1e3)
+        last = now
+    if pending is not None:
+        pending.results()
+    end(generations)
+    return Spread.of(times)
+
+
+def prefilled(runner: Runner, rows: int, repeats: int = 5) -> Spread:
+    """Milliseconds to prefill an empty slot."""
+    times: list[float] = []
+    for repeat in range(repeats + 1):
+        slot, prompt = runner.pool.acquire(), context(runner, rows, repeat)
+        synchronize(runner)
+        before = time.perf_counter()
+        runner.align(slot, prompt)
+        synchronize(runner)
+        if repeat:  # the first one warms up
+            times.append((time.perf_counter() - before) * 1e3)
+        slot.release()
+    return Spread.of(times)
+
+
+def synchronize(runner: Runner) -> None:
+    if runner.device.type == "cuda":
+        torch.cuda.synchronize(runner.device)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second, read plus written, of a copy several times larger than any cache."""
+    size = 2**32 if device.type == "cuda" else 2**28
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(6):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        before = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - before)
+    return 2 * size / best
+
+
+def step_bytes(runner: Runner, batch: int, rows: int) -> int:
+    """The least that a step reads."""
+    weights = [runner.forward.norm, runner.forward.head]
+    for layer in runner.forward.layers:
+        weights += [layer.qkv, layer.out, layer.audio.gate_up, layer.audio.down]
+    read = sum(weight.numel() * weight.element_size() for weight in weights)
+    return read + batch * rows * runner.pool.shape.bytes_per_row
+
+
+def drawn(runner: Runner, batch: int, steps: int) -> np.ndarray:
+    """Rows [steps, batch, K] of generations that start alike every time."""
+    generations = begin(runner, batch, 150)
+    out: list[np.ndarray] = []
+    for _ in range(steps):
+        out.append(np.array([result.row for result in runner.step(generations)]))
+    end(generations)
+    return np.array(out)
+
+
+def check(loaded: Loaded, *, batch: int = 3, steps: int = 24) -> dict[str, float]:
+    """The share of rows that captured and plain steps draw alike, and the largest difference of their teacher-forced
+    logits from those of one prefill."""
+    plain, captured = Runner(loaded, max_rows=4096, graphs=False), Runner(loaded, max_rows=4096, graphs=True)
+    one, other = drawn(plain, batch, steps), drawn(captured, batch, steps)
+    width = min(len(one), len(other))
+    alike = float((one[:width] == other[:width]).all(axis=-1).mean())
+    generations = begin(plain, 1, 150)
+    for _ in range(steps):
+        plain.step(generations)
+    slot = generations[0].slot
+    held = slot.rows
+    copy = Rows(held.tokens.copy(), held.codes.copy(), held.audio.copy())
+    decoded = plain.logits(slot)
+    fresh = plain.pool.acquire()
+    plain.align(fresh, copy)
+    worst = float((decoded - plain.logits(fresh)).abs().max())
+    return {"rows_alike": alike, "logits_after_decoding_worst": worst, "logits_std": float(decoded.std())}
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--random", metavar="SHAPE", help="true shapes, random weights: 3b")
+    parser.add_argument("--layers", type=int, help="with --random: fewer layers")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--batches", type=numbers, default=[1, 2, 4])
+    parser.add_argument("--contexts", type=numbers, default=[64, 256, 1024])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    place = Place.here()
+    print("\n".join(place.lines()))
+
+    def loaded_as(dtype: str, layers: int | None) -> Loaded:
+        if options.random:
+            return random_model(options.random, layers=layers, device=options.device, dtype=dtype)
+        return load(options.model, device=options.device, dtype=dtype)
+
+    result: dict[str, object] = {}
+    loaded = loaded_as(options.dtype, options.layers)
+    if options.check and loaded.device.type == "cuda":
+        result["check"] = {
+            "float32": check(loaded_as("float32", 4 if options.random else None)),
+            str(loaded.dtype).removeprefix("torch."): check(loaded),
+        }
+        print("check", json.dumps(result["check"]))
+    runner = Runner(loaded, graphs=False if options.eager else None)
+    rate = bandwidth(runner.device)
+    on_gpu = runner.device.type == "cuda"
+    print(f"{loaded.name}, {loaded.dtype}, on {loaded.device}; copies at {rate / 1e9:.0f} GB/s\n")
+    print("batch  context  alone p50    p95  " + ("ahead p50    p95  " if on_gpu else "") + "floor  (ms a step)")
+    table: list[dict[str, object]] = []
+    for batch in options.batches:
+        for rows in options.contexts:
+            alone = stepped(runner, batch, rows, options.steps, ahead=False)
+            ahead = stepped(runner, batch, rows, options.steps, ahead=True) if on_gpu else None
+            floor = step_bytes(runner, batch, rows) / rate * 1e3
+            late = f"{ahead.p50:9.2f} {ahead.p95:6.2f}  " if ahead else ""
+            print(f"{batch:5}  {rows:7}  {alone.p50:9.2f} {alone.p95:6.2f}  {late}{floor:5.2f}", flush=True)
+            row: dict[str, object] = {"batch": batch, "context": rows, "alone_ms": asdict(alone), "floor_ms": floor}
+            table.append(row | ({"ahead_ms": asdict(ahead)} if ahead else {}))
+    print("\nprefill rows     p50    p95  (ms)")
+    prefill: list[dict[str, object]] = []
+    for rows in options.contexts:
+        spread = prefilled(runner, rows)
+        print(f"{rows:12}  {spread.p50:6.1f} {spread.p95:6.1f}", flush=True)
+        prefill.append({"rows": rows, "ms": asdict(spread)})
+    best = next((row for row in table if row["batch"] == 1), table[0])
+    result |= {
+        "model": loaded.name,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "random_weights": bool(options.random),
+        "bandwidth_gb_s": rate / 1e9,
+        "step_ms_p50": (best.get("ahead_ms") or best["alone_ms"])["p50"],  # pyright: ignore
+        "steps": table,
+        "prefill": prefill,
+    }
+    line = emit("step", place, result)
+    if options.out:
+        options.out.write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A step function as CUDA graphs: captured once a batch size, replayed after that. A wrapper, not a second loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("higgs_voice.graphs")
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+"""Batch sizes that are captured; a batch is padded to the next one."""
+
+
+class CudaGraphed:
+    """``function`` over lines of the engine's tables [B], as one graph for each bucket of B.
+
+    The function reads and writes static tensors only, and its result [B, …] depends on each line alone. A batch is padded
+    with a line that is nobody's. With ``disable``, or beyond the largest bucket, the function is simply called. So it is,
+    with a warning, from the first time a capture fails.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], *, padding: int, disable: bool = False) -> None:
+        self._function = function
+        self._padding = padding
+        self.disabled = disable
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._filled: dict[int, tuple[int, ...]] = {}
+        self._memory: Any = None
+
+    def reset(self) -> None:
+        """Forget all graphs: a static tensor was replaced."""
+        self._graphs.clear()
+        self._filled.clear()
+
+    def __call__(self, which: Sequence[int], device: torch.device) -> Tensor:
+        """The function over the lines ``which``. The result is overwritten by the next call with the same bucket."""
+        bucket = next((size for size in BUCKETS if size >= len(which)), None)
+        if self.disabled or bucket is None:
+            return self._function(torch.tensor(which, device=device))
+        if bucket not in self._graphs:
+            try:
+                self._capture(bucket, device)
+            except RuntimeError:
+                log.warning(
+                    "CUDA graphs cannot be captured here; the engine goes on without them, slower", exc_info=True
+                )
+                self.disabled = True
+                return self._function(torch.tensor(which, device=device))
+        graph, lines, out = self._graphs[bucket]
+        if self._filled.get(bucket) != tuple(which):
+            padded = [*which, *[self._padding] * (bucket - len(which))]
+            lines.copy_(torch.tensor(padded, dtype=torch.int64).pin_memory(), non_blocking=True)
+            self._filled[bucket] = tuple(which)
+        graph.replay()
+        return out[: len(which)]
+
+    def _capture(self, bucket: int, device: torch.device) -> None:
+        lines = torch.full((bucket,), self._padding, dtype=torch.int64, device=device)
+        # What is compiled or allocated on first use must not be part of the graph; only the padding's line moves.
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._function(lines)
+        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            out = self._function(lines)
+        self._memory = graph.pool()
+        self._graphs[bucket] = (graph, lines, out)
+        self._filled[bucket] = (self._padding,) * bucket

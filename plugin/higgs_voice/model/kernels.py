@@ -1,0 +1,204 @@
+"""Triton kernels of a decode step over paged keys and values.
+
+One row for each of R contexts. `store` rotates the new row's queries and keys and puts keys and values into their page;
+`attend` reads each context's pages, several programs side by side over one context, and joins what they found. Nothing
+depends on a length that the host knows, so both can be part of a captured graph: lengths come from ``positions`` and pages
+from ``table``, both on the device.
+
+Shapes: ``qkv`` [R, HQ + 2 H, D]; ``cos``, ``sin`` [R, D]; ``lines``, ``positions`` [R]; ``table`` [lines, pages] int32; ``keys``,
+``values`` [pages, H, PAGE, D]. D is a power of two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+SPLITS = 16
+"""Programs that share one context and key head."""
+
+
+@triton.jit
+def _store(  # pyright: ignore[reportUnknownParameterType]
+    qkv: Any,
+    cos: Any,
+    sin: Any,
+    lines: Any,
+    positions: Any,
+    table: Any,
+    keys: Any,
+    values: Any,
+    query: Any,
+    table_width: Any,
+    HQ: tl.constexpr,  # noqa: N803
+    H: tl.constexpr,  # noqa: N803
+    D: tl.constexpr,  # noqa: N803
+    PAGE: tl.constexpr,  # noqa: N803
+):
+    row, head = tl.program_id(0), tl.program_id(1)
+    d = tl.arange(0, D)
+    source = qkv + (row * (HQ + 2 * H) + head) * D
+    x = tl.load(source + d)
+    if head < HQ + H:
+        rolled = tl.load(source + (d + D // 2) % D).to(tl.float32)
+        turned = x.to(tl.float32) * tl.load(cos + row * D + d).to(tl.float32)
+        x = (turned + rolled * tl.load(sin + row * D + d).to(tl.float32)).to(x.dtype)
+    if head < HQ:
+        tl.store(query + (row * HQ + head) * D + d, x)
+    else:
+        position = tl.load(positions + row)
+        page = tl.load(table + tl.load(lines + row) * table_width + position // PAGE).to(tl.int64)
+        place = ((page * H + (head - HQ) % H) * PAGE + position % PAGE) * D
+        if head < HQ + H:
+            tl.store(keys + place + d, x)
+        else:
+            tl.store(values + place + d, x)
+
+
+@triton.jit
+def _attend(  # pyright: ignore[reportUnknownParameterType]
+    query: Any,
+    keys: Any,
+    values: Any,
+    lines: Any,
+    positions: Any,
+    table: Any,
+    sums: Any,
+    peaks: Any,
+    weights: Any,
+    table_width: Any,
+    scale: Any,
+    H: tl.constexpr,  # noqa: N803
+    G: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    D: tl.constexpr,  # noqa: N803
+    PAGE: tl.constexpr,  # noqa: N803
+    SPLITS: tl.constexpr,  # noqa: N803
+):
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(positions + row) + 1
+    line = tl.load(lines + row) * table_width
+    # The queries of a key head's group, padded to what a matrix unit takes.
+    g, d, n = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, PAGE)
+    q = tl.load(query + ((row * H + head) * G + g)[:, None] * D + d[None, :], mask=(g < G)[:, None], other=0.0)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS, D], tl.float32)
+    for index in range(split, tl.cdiv(length, PAGE), SPLITS):
+        page = tl.load(table + line + index).to(tl.int64)
+        place = (page * H + head) * PAGE * D + n[:, None] * D + d[None, :]
+        k = tl.load(keys + place)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        s = tl.where((index * PAGE + n < length)[None, :], s, float("-inf"))
+        higher = tl.maximum(peak, tl.max(s, 1))
+        p = tl.exp(s - higher[:, None])
+        fade = tl.exp(peak - higher)
+        weight = weight * fade + tl.sum(p, 1)
+        v = tl.load(values + place)
+        total = total * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        peak = higher
+    part = ((row * H + head) * SPLITS + split) * ROWS + g
+    tl.store(sums + part[:, None] * D + d[None, :], total)
+    tl.store(peaks + part, peak)
+    tl.store(weights + part, weight)
+
+
+@triton.jit
+def _join(  # pyright: ignore[reportUnknownParameterType]
+    sums: Any,
+    peaks: Any,
+    weights: Any,
+    out: Any,
+    H: tl.constexpr,  # noqa: N803
+    G: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    D: tl.constexpr,  # noqa: N803
+    SPLITS: tl.constexpr,  # noqa: N803
+):
+    row, head = tl.program_id(0), tl.program_id(1)
+    split, d = tl.arange(0, SPLITS), tl.arange(0, D)
+    part = ((row * H + head // G) * SPLITS + split) * ROWS + head % G
+    # A split without a page has peak -inf, which leaves it out; the first one always has a page.
+    peak = tl.load(peaks + part)
+    share = tl.exp(peak - tl.max(peak, 0))
+    weight = tl.sum(share * tl.load(weights + part), 0)
+    total = tl.sum(share[:, None] * tl.load(sums + part[:, None] * D + d[None, :]), 0)
+    place = out + (row * H * G + head) * D + d
+    tl.store(place, (total / weight).to(out.dtype.element_ty))
+
+
+def _launch(kernel: Any, grid: tuple[int, ...]) -> Any:
+    """A kernel over a grid; its launch takes options that its signature does not name."""
+    return kernel[grid]
+
+
+def store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    lines: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Rotate and put away the new rows; the rotated queries [R, HQ, D]."""
+    _, heads, page, dim = keys.shape
+    rows, heads_q = qkv.shape[0], qkv.shape[1] - 2 * heads
+    query = torch.empty((rows, heads_q, dim), dtype=qkv.dtype, device=qkv.device)
+    _launch(_store, (rows, heads_q + 2 * heads))(
+        qkv,
+        cos,
+        sin,
+        lines,
+        positions,
+        table,
+        keys,
+        values,
+        query,
+        table.shape[1],
+        heads_q,
+        heads,
+        dim,
+        page,
+        num_warps=1,
+    )
+    return query
+
+
+def attend(query: Tensor, lines: Tensor, positions: Tensor, table: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of one row over its context, its own row included: [R, HQ * D]."""
+    _, heads, page, dim = keys.shape
+    rows, heads_q, _ = query.shape
+    group = heads_q // heads
+    padded = max(16, 1 << (group - 1).bit_length())
+    parts = (rows, heads, SPLITS, padded)
+    sums = torch.empty((*parts, dim), dtype=torch.float32, device=query.device)
+    peaks, weights = (torch.empty(parts, dtype=torch.float32, device=query.device) for _ in range(2))
+    _launch(_attend, (rows, heads, SPLITS))(
+        query,
+        keys,
+        values,
+        lines,
+        positions,
+        table,
+        sums,
+        peaks,
+        weights,
+        table.shape[1],
+        dim**-0.5,
+        heads,
+        group,
+        padded,
+        dim,
+        page,
+        SPLITS,
+        num_warps=4,
+    )
+    out = torch.empty((rows, heads_q * dim), dtype=query.dtype, device=query.device)
+    _launch(_join, (rows, heads_q))(sums, peaks, weights, out, heads, group, padded, dim, SPLITS, num_warps=4)
+    return out
