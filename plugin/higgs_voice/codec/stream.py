@@ -29,9 +29,9 @@ Samples = NDArray[np.float32]
 class StreamSettings(Settings):
     """When a stream gives its pieces."""
 
-    ramp: tuple[tuple[int, int], ...] = ((2, 5), (3, 5), (4, 6), (6, 7))
+    ramp: tuple[tuple[int, int], ...] = ((2, 5), (3, 5), (4, 6), (6, 7), (8, 10))
     """(frames, look-ahead) of the first pieces, in frames. The look-ahead may not shrink."""
-    frames: int = Field(default=8, ge=1)
+    frames: int = Field(default=12, ge=1)
     """Frames of a piece after the ramp, which looks ahead as far as the decoder sees; when more are there, a piece takes a
     multiple of it."""
     max_frames: int = Field(default=50, ge=1)
@@ -153,16 +153,23 @@ class Decoder:
             )
         return np.clip(codes, 0, self.codebook_size - 1).astype(np.int64)
 
-    def decode(self, codes: NDArray[np.integer]) -> Samples:
-        """Decode codes [K, T] whole: float32 [T * hop]. Codes outside of the codebook are clipped to it."""
+    def decode(self, codes: NDArray[np.integer], begin: int = 0, end: int | None = None) -> Samples:
+        """Decode codes [K, T] whole: float32 [T * hop]. Codes outside of the codebook are clipped to it.
+
+        With `begin` and `end`, only the sound of those frames of the whole: float32 [(end - begin) * hop].
+        """
         checked = self.check(codes)
-        frames, step = checked.shape[1], self.settings.max_frames  # pieces bound the memory
-        sound = np.empty(frames * self.hop, dtype=np.float32)
-        for begin in range(0, frames, step):
-            end = min(begin + step, frames)
-            first = max(0, begin - self.reach)
-            samples = Span((begin - first) * self.hop, (end - first) * self.hop)
-            sound[begin * self.hop : end * self.hop] = self._run([checked[:, first : end + self.reach]], samples)[0]
+        total = checked.shape[1]
+        end = total if end is None else end
+        if not 0 <= begin <= end <= total:
+            raise ValueError(f"frames {begin} to {end} do not lie within the {total} frames given")
+        sound = np.empty((end - begin) * self.hop, dtype=np.float32)
+        for start in range(begin, end, self.settings.max_frames):  # pieces bound the memory
+            stop = min(start + self.settings.max_frames, end)
+            first = max(0, start - self.reach)
+            samples = Span((start - first) * self.hop, (stop - first) * self.hop)
+            piece = self._run([checked[:, first : stop + self.reach]], samples)[0]
+            sound[(start - begin) * self.hop : (stop - begin) * self.hop] = piece
         return sound
 
     def open(self) -> DecodeStream:

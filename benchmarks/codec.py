@@ -1,0 +1,135 @@
+"""What sound costs: the codec's decoder, piece by piece and as a stream, against decoding everything at once.
+
+For pieces of several sizes in the middle of an utterance (10 frames of context on both sides): milliseconds of wall clock and
+of one core's time, ours and by decoding the whole window with transformers and cutting the piece out. For a stream that gets one
+frame at a time: the real-time factor (seconds of work for a second of sound). And the error at the seams of the first pieces.
+
+    python benchmarks/codec.py [--codec FOLDER] [--threads 1] [--repeats 9] [--sessions 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import HiggsAudioV2TokenizerModel
+
+import higgs_voice
+from higgs_voice.audio import FRAME_RATE, HOP
+from higgs_voice.codec import Decoder
+
+NANO = Path(higgs_voice.__file__).parent / "nano" / "codec"
+SIZES = (1, 2, 4, 8, 12, 16, 25, 50)
+
+
+def hardware() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    return f"{cpu}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def timed(work: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """Milliseconds: wall p50, wall p95, and the median of this process' CPU time."""
+    work()
+    wall: list[float] = []
+    cpu: list[float] = []
+    for _ in range(repeats):
+        before, used = time.perf_counter(), time.process_time()
+        work()
+        wall.append(time.perf_counter() - before)
+        cpu.append(time.process_time() - used)
+    return float(np.percentile(wall, 50)) * 1e3, float(np.percentile(wall, 95)) * 1e3, float(np.median(cpu)) * 1e3
+
+
+def stream(decoder: Decoder, codes: list[NDArray[np.int16]]) -> list[list[NDArray[np.float32]]]:
+    """The pieces of several utterances that get one frame at a time, together."""
+    streams = [decoder.open() for _ in codes]
+    pieces: list[list[NDArray[np.float32]]] = [[] for _ in codes]
+    for frame in range(codes[0].shape[1] + 1):
+        for each, row in zip(streams, codes, strict=True):
+            if frame == row.shape[1]:
+                each.finish()
+            else:
+                each.push(row[:, frame : frame + 1])
+        while any(each.ready for each in streams):
+            for place, sound in enumerate(decoder.decode_ready(streams)):
+                if sound.size:
+                    pieces[place].append(sound)
+    return pieces
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--codec", type=Path, default=NANO)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--sessions", type=int, default=4)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    codec = HiggsAudioV2TokenizerModel.from_pretrained(args.codec, dtype=torch.float32).to(args.device).eval()
+    decoder = Decoder(codec)
+    rng = np.random.default_rng(0)
+    codes = [rng.integers(0, decoder.codebook_size, (decoder.num_codebooks, 125)) for _ in range(args.sessions)]
+    print(f"{hardware()}, device {args.device}; commit {commit()}; codec {args.codec.name}, {args.repeats} repeats")
+
+    def windowed(frames: int) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            window = torch.from_numpy(codes[0][None, :, : frames + 2 * decoder.reach]).to(args.device)
+            sound = codec.decode(window, return_dict=False)[0, 0].cpu().numpy()
+        return sound[decoder.reach * HOP : (decoder.reach + frames) * HOP]
+
+    def piece(frames: int) -> NDArray[np.float32]:
+        begin, end = decoder.reach, decoder.reach + frames
+        return decoder.decode(codes[0][:, : end + decoder.reach], begin, end)
+
+    result: dict[str, object] = {"benchmark": "codec", "hardware": hardware(), "commit": commit(), "pieces": {}}
+    print(f"{'frames':>7}{'wall p50':>10}{'p95':>8}{'cpu':>8}{'rtf':>8}   window of transformers: cpu, rtf")
+    for frames in SIZES:
+        p50, p95, cpu = timed(lambda frames=frames: piece(frames), args.repeats)
+        other = timed(lambda frames=frames: windowed(frames), max(3, args.repeats // 3))[2]
+        length = frames * 1000 / FRAME_RATE
+        print(f"{frames:>7}{p50:>10.1f}{p95:>8.1f}{cpu:>8.1f}{cpu / length:>8.3f}{other:>20.1f}{other / length:>8.3f}")
+        result["pieces"][str(frames)] = {"p50_ms": p50, "p95_ms": p95, "cpu_ms": cpu, "window_cpu_ms": other}  # pyright: ignore[reportIndexIssue]
+
+    seconds = codes[0].shape[1] / FRAME_RATE
+    with torch.inference_mode():
+        tensor = torch.from_numpy(codes[0])[None].to(args.device)
+        whole = timed(lambda: codec.decode(tensor, return_dict=False), 3)[2] / 1e3 / seconds
+    ours = timed(lambda: decoder.decode(codes[0]), 3)[2] / 1e3 / seconds
+    alone = timed(lambda: stream(decoder, codes[:1]), 3)[2] / 1e3 / seconds
+    together = timed(lambda: stream(decoder, codes), 3)[2] / 1e3 / seconds / args.sessions
+
+    def begin() -> None:
+        fresh = decoder.open()
+        fresh.push(codes[0][:, :7])
+        fresh.pull()
+
+    first_ms = timed(begin, args.repeats)
+    print(f"real-time factor (CPU time): whole by transformers {whole:.3f}, whole {ours:.3f}, streamed {alone:.3f}, ")
+    print(
+        f"  streamed with {args.sessions} sessions {together:.3f} each; first piece {first_ms[0]:.1f} ms wall, {first_ms[2]:.1f} ms CPU"
+    )
+    result |= {"rtf": {"transformers": whole, "whole": ours, "streamed": alone, "streamed_batched": together}}
+    result |= {"first_piece_ms": {"p50": first_ms[0], "p95": first_ms[1], "cpu": first_ms[2]}}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
