@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
@@ -31,6 +32,7 @@ async def _no_leaked_tasks() -> AsyncGenerator[None]:
     before = asyncio.all_tasks()
     yield
     await no_more_tasks_than(before)
+    gc.collect()
 
 
 async def spoken(stream: tts.SynthesizeStream, *texts: str) -> list[tts.SynthesizedAudio]:

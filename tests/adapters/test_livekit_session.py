@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from livekit import rtc
-from livekit.agents import Agent, AgentSession
+from livekit.agents import Agent, AgentSession, APIError
 from livekit.plugins import higgs
 
 from higgs_voice import SessionSettings, VoiceSession
@@ -341,10 +342,8 @@ async def test_an_engine_that_fails_ends_the_turn_and_not_the_session() -> None:
         return EngineDiedError("oh") if failing else None
 
     async with Call(engine=FakeSynthesizer(script=script)) as call:
-        try:
+        with suppress(APIError):
             await call.say("This one fails.")
-        except Exception as error:
-            assert "oh" in str(error)
         failing = False
         await call.say(NEXT)
         assert call.texts == [NEXT]

@@ -288,7 +288,7 @@ async def test_a_second_server_takes_over_from_one_that_shuts_down() -> None:
     gate = Gate()
     one, two = FakeSynthesizer(pace=gate), FakeSynthesizer()
     async with serving(one) as first, serving(two) as second:
-        engine = RemoteSynthesizer([first.url, second.url])
+        engine = RemoteSynthesizer(f"{first.url},{second.url}")
         await engine.start()
         async with aclosing(engine.speak(request(LONG))) as events:
             gate.allow(1)

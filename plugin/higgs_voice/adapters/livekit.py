@@ -22,7 +22,6 @@ import json
 import logging
 import threading
 import time
-import urllib.error
 import urllib.request
 import weakref
 from collections import OrderedDict, deque
@@ -31,7 +30,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from ..audio import SAMPLE_RATE, PcmChunk
 from ..config import Sampling
@@ -530,7 +529,8 @@ class TTS(tts.TTS[Any]):
 
     Args:
         model: what `create_backend` takes: "nano" (embedded), a hub id, a folder, or "ws://host:port" of a
-            ``higgs-voice serve``, which is how jobs share one model. One process makes one engine of each.
+            ``higgs-voice serve``, which is how jobs share one model (several with commas: the next takes over from one that
+            is lost). One process makes one engine of each.
         engine: an engine of your own instead; it is used and never closed.
         token: the server's bearer token.
         voice: a `Voice`, a file that `Voice.save` wrote, or a description such as "feminine; warm".
@@ -937,18 +937,23 @@ def _several(speakers: str | list[str] | tuple[str, ...] | None) -> tuple[str, .
     return (speakers,) if isinstance(speakers, str) else tuple(speakers)
 
 
+def _servers(model: str) -> list[SplitResult]:
+    """The servers that a model's name names; none if it is no server."""
+    if not model.startswith(("ws://", "wss://")):
+        return []
+    return [urlsplit(part.strip()) for part in model.split(",")]
+
+
 def _with_token(model: str, token: str | None) -> str:
-    if token is None or not model.startswith(("ws://", "wss://")):
+    if token is None or not (servers := _servers(model)):
         return model
-    parts = urlsplit(model)
-    return urlunsplit(parts._replace(netloc=f"{quote(token, safe='')}@{parts.netloc}"))
+    named = (item._replace(netloc=f"{quote(token, safe='')}@{item.netloc}") for item in servers)
+    return ",".join(urlunsplit(item) for item in named)
 
 
 def _without_token(model: str) -> str:
-    parts = urlsplit(model)
-    if not parts.scheme.startswith("ws") or "@" not in parts.netloc:
-        return model
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    servers = (item._replace(netloc=item.netloc.rpartition("@")[2]) for item in _servers(model))
+    return ",".join(urlunsplit(item) for item in servers) or model
 
 
 class EngineLoad:
@@ -959,14 +964,15 @@ class EngineLoad:
     """
 
     def __init__(self, model: str = f"ws://127.0.0.1:{DEFAULT_PORT}", *, token: str | None = None) -> None:
-        parts = urlsplit(_without_token(model))
-        if not parts.scheme.startswith("ws"):
+        servers = _servers(model)
+        if not servers:
             raise SettingsError(f"the load is that of a server, ws://host:port, not of {model!r}")
-        netloc = urlsplit(model).netloc
-        own = unquote(netloc.rpartition("@")[0]) if "@" in netloc else None
-        scheme = "https" if parts.scheme == "wss" else "http"
-        self._url = urlunsplit(parts._replace(scheme=scheme, path="/v1/load"))
-        self._token = token or own
+        self._questions: list[tuple[str, str | None]] = []
+        for item in servers:
+            own, _, place = item.netloc.rpartition("@")
+            scheme = "https" if item.scheme == "wss" else "http"
+            url = urlunsplit(item._replace(scheme=scheme, netloc=place, path="/v1/load"))
+            self._questions.append((url, unquote(own) or token))
         self._load = 1.0
         self._asked_at = 0.0
         self._lock = threading.Lock()
@@ -989,15 +995,15 @@ class EngineLoad:
             self._load = self._ask()
 
     def _ask(self) -> float:
-        request = urllib.request.Request(self._url)
-        if self._token:
-            request.add_header("Authorization", f"Bearer {self._token}")
-        try:
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=2.0) as answer:
+        """The load of the first server that answers: it is the one that new calls go to."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for url, token in self._questions:
+            request = urllib.request.Request(url)
+            if token:
+                request.add_header("Authorization", f"Bearer {token}")
+            with suppress(OSError, ValueError, KeyError, TypeError), opener.open(request, timeout=2.0) as answer:
                 return min(1.0, max(0.0, float(json.load(answer)["load"])))
-        except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError):
-            return 1.0
+        return 1.0
 
 
 load_fnc = EngineLoad()

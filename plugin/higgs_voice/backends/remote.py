@@ -87,8 +87,8 @@ class RemoteSynthesizer:
     """A `Synthesizer` on the other side of a websocket.
 
     Args:
-        url: ``ws://host:port`` or ``wss://…``; several in the order they are to be tried, all with the same model. When the
-            one in use is lost or shuts down, the next takes over. ``ws://token@host:port`` names a token of its own.
+        url: ``ws://host:port`` or ``wss://…``; several (a list, or with commas) in the order they are to be tried, all with
+            the same model. When the one in use is lost or shuts down, the next takes over. ``ws://token@host:port`` names a token of its own.
         token: the servers' bearer token.
         window_s: audio the server may send ahead of what was taken here.
         connect_timeout_s: how long `start` tries.
@@ -107,7 +107,7 @@ class RemoteSynthesizer:
         ping_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        urls = [url] if isinstance(url, str) else list(url)
+        urls = [part.strip() for item in ([url] if isinstance(url, str) else url) for part in item.split(",")]
         if not urls or not all(item.startswith(("ws://", "wss://")) for item in urls):
             raise SettingsError(f"a server is named ws://host:port or wss://host:port, not {url!r}")
         places = [_without_token(item) for item in urls]

@@ -1,0 +1,162 @@
+"""A LiveKit agent with one voice for the whole call: `python agents/livekit_agent.py dev` (or `start`, `console`).
+
+It works without any account and without a network: the LLM is a script, and the caller types (or talks, to interrupt; with
+no speech recognition nobody writes down what was said). Set these to change that:
+
+    HIGGS_VOICE_MODEL     the engine: ws://127.0.0.1:8765 (`higgs-voice serve`, shared by all calls), or nano (the default:
+                          one in each job), a hub id or a folder
+    HIGGS_VOICE_TOKEN     the server's token
+    HIGGS_AGENT_VOICE     a description of the speaker, or a saved voice
+    HIGGS_AGENT_LLM_URL   an OpenAI-compatible LLM, such as http://127.0.0.1:11434/v1; with HIGGS_AGENT_LLM_MODEL
+    HIGGS_AGENT_STT_URL   an OpenAI-compatible transcriber; with HIGGS_AGENT_STT_MODEL
+    LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET   the LiveKit server (`make livekit` sets them)
+
+A caller may ask the agent's participant what the voice remembers: the RPC method "higgs.memory" answers with JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from typing import Any
+
+from livekit.agents import (
+    DEFAULT_API_CONNECT_OPTIONS,
+    Agent,
+    AgentServer,
+    AgentSession,
+    APIConnectOptions,
+    JobContext,
+    cli,
+    llm,
+    room_io,
+)
+from livekit.plugins import higgs
+from livekit.rtc import RpcInvocationData
+
+MODEL = os.environ.get("HIGGS_VOICE_MODEL", "nano")
+GREETING = "Hello, and welcome. What can I do for you?"
+ANSWERS = (
+    "I have found your order. It left the warehouse this morning, and it will be with you tomorrow before noon.",
+    "Of course. I have changed the address, and you will get a message when the driver is near.",
+    "That is a good question. The first option costs less, and the second one takes half the time.",
+    "Thank you for waiting. Everything is in place, and there is nothing else that you need to do.",
+)
+
+
+class ScriptedLLM(llm.LLM):
+    """Answers from a list, a word at a time. A message that begins with ``say:`` is said as it stands."""
+
+    def __init__(self, word_s: float = 0.01) -> None:
+        super().__init__()
+        self.word_s = word_s
+        self.answers = itertools.cycle(ANSWERS)
+
+    @property
+    def model(self) -> str:
+        return "scripted"
+
+    def chat(
+        self,
+        *,
+        chat_ctx: llm.ChatContext,
+        tools: list[llm.Tool] | None = None,
+        conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
+        **_: Any,
+    ) -> llm.LLMStream:
+        return _ScriptedStream(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=conn_options)
+
+
+class _ScriptedStream(llm.LLMStream):
+    async def _run(self) -> None:
+        script = self._llm
+        assert isinstance(script, ScriptedLLM)
+        asked = next((m.text_content or "" for m in reversed(self._chat_ctx.messages()) if m.role == "user"), "")
+        text = asked.removeprefix("say:").strip() if asked.startswith("say:") else next(script.answers)
+        for word in text.split(" "):
+            delta = llm.ChoiceDelta(role="assistant", content=word + " ")
+            self._event_ch.send_nowait(llm.ChatChunk(id="scripted", delta=delta))
+            await asyncio.sleep(script.word_s)
+
+
+def make_llm() -> llm.LLM:
+    """The LLM that the environment names, or the script."""
+    url = os.environ.get("HIGGS_AGENT_LLM_URL")
+    if not url:
+        return ScriptedLLM()
+    return _openai().LLM(
+        base_url=url,
+        model=os.environ.get("HIGGS_AGENT_LLM_MODEL", "gpt-4.1-mini"),
+        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+    )
+
+
+def make_ears() -> dict[str, Any]:
+    """Speech recognition as the environment names it. Without any, the caller's voice interrupts and nothing more: there will
+    be no transcript to confirm that it was meant, so that the framework must not wait for one."""
+    url = os.environ.get("HIGGS_AGENT_STT_URL")
+    if not url:
+        handling = {"turn_detection": "vad", "interruption": {"mode": "vad", "resume_false_interruption": False}}
+        return {"turn_handling": handling}
+    from livekit.agents import inference
+
+    stt = _openai().STT(
+        base_url=url,
+        model=os.environ.get("HIGGS_AGENT_STT_MODEL", "whisper-1"),
+        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+    )
+    return {"stt": stt, "turn_handling": {"turn_detection": inference.TurnDetector(version="v1-mini")}}
+
+
+def _openai() -> Any:
+    try:
+        from livekit.plugins import openai
+    except ImportError as error:
+        raise SystemExit("an OpenAI-compatible LLM or STT needs: pip install livekit-plugins-openai") from error
+    return openai
+
+
+class Assistant(Agent):
+    def __init__(self) -> None:
+        super().__init__(
+            instructions="You answer the phone of a parcel service. Be brief and friendly. Use plain words."
+        )
+
+    async def on_enter(self) -> None:
+        self.session.say(GREETING)
+
+
+server = AgentServer(num_idle_processes=1, host="127.0.0.1", port=0)
+if MODEL.startswith(("ws://", "wss://")):
+    # Calls go to the machines whose engine has room.
+    server.load_fnc = higgs.EngineLoad(MODEL, token=os.environ.get("HIGGS_VOICE_TOKEN"))
+
+
+@server.rtc_session()
+async def entrypoint(ctx: JobContext) -> None:
+    tts = higgs.TTS(
+        model=MODEL,
+        token=os.environ.get("HIGGS_VOICE_TOKEN"),
+        voice=os.environ.get("HIGGS_AGENT_VOICE"),
+    )
+    session: AgentSession[None] = AgentSession(llm=make_llm(), tts=tts, **make_ears())
+    # The caller may come back: the call ends with the room.
+    options = room_io.RoomOptions(close_on_disconnect=False)
+    await session.start(Assistant(), room=ctx.room, room_options=options)
+    higgs.attach(session)
+
+    async def memory(_: RpcInvocationData) -> str:
+        voice = tts.conversation(session).session
+        if voice is None:
+            return json.dumps({"exchanges": []})
+        exchanges = [{"text": item.text, "seconds": item.frames / 25} for item in voice.exchanges]
+        return json.dumps({"session": voice.id, "exchanges": exchanges, "provisional": voice.stats.provisional})
+
+    ctx.room.local_participant.register_rpc_method("higgs.memory", memory)
+    ctx.add_shutdown_callback(tts.aclose)
+
+
+if __name__ == "__main__":
+    cli.run_app(server)

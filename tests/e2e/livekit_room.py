@@ -1,0 +1,176 @@
+"""A real room: LiveKit server, engine server and worker as processes, and a caller who hears. Run by `make test-livekit`.
+
+The engine is the one of tones: it speaks without a break and its sound follows from the text, so that a gap is a gap, and what
+the caller heard can be held against what was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from higgs_voice.audio import to_int16
+from higgs_voice.backends.fake import FakeSynthesizer
+from tests.e2e.livekit_stage import Caller, Stage, agreement, kill
+from tests.server.proxy import until
+
+pytestmark = pytest.mark.timeout(240)
+
+GREETING = ("Hello, and welcome.", "What can I do for you?")
+LONG = (
+    "This is a long answer that goes on for quite some time. It has one sentence after the other so that there is time to "
+    "speak up. Nobody would listen to all of it without saying a word in between. And yet it goes on, as such answers do."
+)
+
+
+def made(*texts: str) -> NDArray[np.int16]:
+    """What the engine makes of these chunks."""
+    engine = FakeSynthesizer()
+    return np.concatenate(
+        [to_int16(engine.sound_of(engine.codes_for(text, max(2, round(len(text) * 1.5))))) for text in texts]
+    )
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stage]:
+    with Stage(tmp_path_factory.mktemp("stage")).running() as stage:
+        yield stage
+
+
+async def greeted(caller: Caller) -> tuple[int, int]:
+    """Where the greeting begins and ends in what the caller heard."""
+    await caller.agent()
+    start = await caller.until_audible(0)
+    return start, await caller.until_quiet(start)
+
+
+async def test_a_caller_joins_and_hears_what_the_engine_made(stage: Stage) -> None:
+    async with Caller(stage, "join") as caller:
+        start, stop = await greeted(caller)
+        assert agreement(caller.samples(start, stop), made(*GREETING)) > 0.75
+        assert caller.longest_gap_s(start, stop - 1) <= 0.02
+        memory = await caller.memory()
+        assert [item["text"] for item in memory["exchanges"]] == list(GREETING)
+        assert memory["provisional"] == 0
+
+
+async def test_the_first_sound_comes_soon_and_turns_are_one_voice(stage: Stage) -> None:
+    async with Caller(stage, "turns") as caller:
+        await greeted(caller)
+        session = (await caller.memory())["session"]
+        waits: list[float] = []
+        for number in range(20):
+            since = len(caller.heard)
+            sent = await caller.send(f"say: Turn {number} is short.")
+            start = await caller.until_audible(since)
+            waits.append(caller.heard[start][0] - sent)
+            await caller.until_quiet(start, 0.2)
+        memory = await caller.memory()
+        assert memory["session"] == session
+        assert memory["provisional"] == 0
+        assert sum(item["seconds"] for item in memory["exchanges"]) <= 45
+        print(f"typed text to first sound: p50 {np.median(waits) * 1e3:.0f} ms, max {max(waits) * 1e3:.0f} ms")
+        assert np.median(waits) < 0.6
+
+
+async def test_a_barge_in_is_silence_at_once_and_the_voice_keeps_what_was_heard(stage: Stage) -> None:
+    async with Caller(stage, "barge-in") as caller:
+        await greeted(caller)
+        since = len(caller.heard)
+        await caller.send(f"say: {LONG}")
+        start = await caller.until_audible(since)
+        await asyncio.sleep(3.0)
+        said = len(caller.heard)
+        sent = await caller.send("say: …")  # interrupts, and then has nothing to say
+        stop = await caller.until_quiet(said)
+        took = caller.heard[stop][0] - sent
+        heard_s = (stop - start) / 100
+        memory = await caller.memory()
+        kept = memory["exchanges"][len(GREETING) :]
+        print(f"interruption to silence: {took * 1e3:.0f} ms; heard {heard_s:.2f} s")
+        assert took < 0.5
+        assert sum(item["seconds"] for item in kept) == pytest.approx(heard_s, abs=0.25)
+        text = " ".join(item["text"] for item in kept)
+        assert LONG.startswith(text)
+        assert len(text) < len(LONG) / 2
+
+
+async def test_two_rooms_share_one_engine(stage: Stage) -> None:
+    async with Caller(stage, "one") as one, Caller(stage, "two") as two:
+        await asyncio.gather(greeted(one), greeted(two))
+        texts = "The first room hears this line and nothing else.", "Something different is said in the second room."
+        marks = len(one.heard), len(two.heard)
+        await asyncio.gather(*(caller.send(f"say: {text}") for caller, text in zip((one, two), texts, strict=True)))
+        for caller, text, mark in zip((one, two), texts, marks, strict=True):
+            start = await caller.until_audible(mark)
+            stop = await caller.until_quiet(start)
+            assert agreement(caller.samples(start, stop), made(text)) > 0.75
+            assert caller.longest_gap_s(start, stop - 1) <= 0.02
+        assert stage.load()["sessions"] >= 2
+        memories = [await caller.memory() for caller in (one, two)]
+        assert memories[0]["session"] != memories[1]["session"]
+
+
+async def test_a_caller_leaves_and_comes_back_to_the_same_voice(stage: Stage) -> None:
+    async with Caller(stage, "return") as caller:
+        await greeted(caller)
+        before = await caller.memory()
+    async with Caller(stage, "return") as caller:
+        await caller.agent()
+        since = len(caller.heard)
+        await caller.send("say: Welcome back to the same call.")
+        start = await caller.until_audible(since)
+        await caller.until_quiet(start)
+        memory = await caller.memory()
+        assert memory["session"] == before["session"]
+        assert [item["text"] for item in memory["exchanges"]][: len(GREETING)] == list(GREETING)
+
+
+async def test_an_engine_that_is_killed_in_mid_sentence_is_not_missed(stage: Stage) -> None:
+    async with Caller(stage, "engine") as caller:
+        await greeted(caller)
+        text = " ".join([LONG] * 3)  # longer than what is generated ahead
+        since = len(caller.heard)
+        await caller.send(f"say: {text}")
+        start = await caller.until_audible(since)
+        assert stage.engine is not None
+        kill(stage.engine)  # the second server has never heard of this voice
+        stop = await caller.until_quiet(start)
+        heard = caller.samples(start, stop)
+        chunks = [item["text"] for item in (await caller.memory())["exchanges"]][len(GREETING) :]
+        assert " ".join(chunks) == text
+        assert len(heard) / 24000 == pytest.approx(len(made(*chunks)) / 24000, abs=0.3)
+        assert agreement(heard, made(*chunks)) > 0.75
+        assert caller.longest_gap_s(start, stop - 1) <= 0.02
+        await asyncio.to_thread(stage.start_engine)
+        await caller.until_quiet(len(caller.heard), 3.0)  # the worker learns that its engine is there again
+
+
+async def test_a_room_that_is_closed_frees_its_voice(stage: Stage) -> None:
+    async with Caller(stage, "closed") as caller:
+        await greeted(caller)
+        sessions = stage.load()["sessions"]
+        await stage.close_room("closed")
+        await until(lambda: stage.load()["sessions"] < sessions, 30)
+
+
+async def test_a_worker_that_is_killed_is_replaced(stage: Stage) -> None:
+    async with Caller(stage, "worker") as caller:
+        await greeted(caller)
+        assert stage.worker is not None
+        kill(stage.worker)
+        await asyncio.to_thread(stage.start_worker)
+        began = time.monotonic()
+        async with Caller(stage, "worker, again") as other:
+            await greeted(other)
+            print(f"a new call after the worker was killed: {time.monotonic() - began:.1f} s")
+
+
+def test_the_stage_leaves_its_logs(stage: Stage) -> None:
+    assert {path.name for path in Path(stage.folder).iterdir()} >= {"livekit.log", "engine.log", "worker1.log"}

@@ -1,0 +1,262 @@
+"""A LiveKit server, an engine server and a worker, each a process of its own, and callers who measure what they hear."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from livekit import api, rtc
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+AUDIBLE = 0.01
+"""RMS of 10 ms, of full scale, above which something is heard."""
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+livekit_server = _load("livekit_server")
+
+
+class Stage:
+    """The processes. Everything listens on loopback."""
+
+    def __init__(self, folder: Path, *, model: str = "fake") -> None:
+        self.folder = folder
+        self.model = model
+        self.port, self.second_port = livekit_server.free_port(), livekit_server.free_port()
+        self.server: Any = None
+        self.engine: subprocess.Popen[bytes] | None = None
+        self.second: subprocess.Popen[bytes] | None = None
+        self.worker: subprocess.Popen[bytes] | None = None
+        self._workers = 0
+
+    @property
+    def engine_url(self) -> str:
+        """Two servers: the second takes over when the first is lost."""
+        return f"ws://127.0.0.1:{self.port},ws://127.0.0.1:{self.second_port}"
+
+    @contextlib.contextmanager
+    def running(self) -> Generator[Stage]:
+        with livekit_server.running(log=self.folder / "livekit.log") as self.server:
+            try:
+                self.start_engine()
+                self.second = self._start_engine(self.second_port)
+                self.start_worker()
+                yield self
+            finally:
+                for process in (self.worker, self.engine, self.second):
+                    if process is not None:
+                        kill(process)
+
+    def start_engine(self) -> None:
+        self.engine = self._start_engine(self.port)
+
+    def _start_engine(self, port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "higgs_voice.cli", "serve", "--model", self.model, "--port", str(port)]
+        process = self._spawn("engine", command)
+        wait(lambda: self._get("/readyz", port) is not None, 90, process)
+        return process
+
+    def start_worker(self) -> None:
+        self._workers += 1
+        name = f"worker{self._workers}"
+        self.worker = self._spawn(name, [sys.executable, "agents/livekit_agent.py", "start"])
+        log = self.folder / f"{name}.log"
+        wait(lambda: b"registered worker" in log.read_bytes(), 90, self.worker)
+
+    def load(self) -> dict[str, float]:
+        return self._get("/v1/load") or {}
+
+    def token(self, room: str, name: str) -> str:
+        grants = api.VideoGrants(room_join=True, room=room)
+        token = api.AccessToken(self.server.api_key, self.server.api_secret)
+        return token.with_identity(name).with_ttl(timedelta(minutes=30)).with_grants(grants).to_jwt()
+
+    async def close_room(self, room: str) -> None:
+        url = self.server.url.replace("ws://", "http://")
+        async with api.LiveKitAPI(url, self.server.api_key, self.server.api_secret) as admin:
+            await admin.room.delete_room(api.DeleteRoomRequest(room=room))
+
+    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        assert self.server is not None
+        environment = {
+            **os.environ,
+            "LIVEKIT_URL": self.server.url,
+            "LIVEKIT_API_KEY": self.server.api_key,
+            "LIVEKIT_API_SECRET": self.server.api_secret,
+            "HIGGS_VOICE_MODEL": self.engine_url,
+            "OMP_NUM_THREADS": "1",
+        }
+        log = (self.folder / f"{name}.log").open("ab")
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def _get(self, path: str, port: int | None = None) -> dict[str, Any] | None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{port or self.port}{path}", timeout=2) as answer:
+                return json.load(answer)
+        except OSError:
+            return None
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """The process and its children, at once."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait(condition: Callable[[], bool], timeout_s: float, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, f"{process.args} ended with status {process.returncode}"
+        assert time.monotonic() < deadline, f"{process.args} was not ready within {timeout_s:.0f} s"
+        time.sleep(0.1)
+
+
+@dataclass
+class Caller:
+    """A participant who listens. Times are `time.perf_counter`'s."""
+
+    stage: Stage
+    room_name: str
+    name: str = "caller"
+    room: rtc.Room = field(default_factory=rtc.Room)
+    heard: list[tuple[float, float]] = field(default_factory=list)
+    """Arrival time and RMS of every 10 ms."""
+    sound: list[NDArray[np.int16]] = field(default_factory=list)
+    """The same 10 ms as samples, at 24 kHz."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _agent: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    async def __aenter__(self) -> Caller:
+        self.room.on("track_subscribed", self._subscribed)
+        await self.room.connect(self.stage.server.url, self.stage.token(self.room_name, self.name))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.room.disconnect()
+
+    async def agent(self, timeout_s: float = 60.0) -> str:
+        """The agent's identity, once it can be heard."""
+        return await asyncio.wait_for(asyncio.shield(self._agent), timeout_s)
+
+    async def send(self, text: str) -> float:
+        """Type a message; when it left."""
+        now = time.perf_counter()
+        await self.room.local_participant.send_text(text, topic="lk.chat")
+        return now
+
+    async def memory(self) -> dict[str, Any]:
+        """What the voice remembers."""
+        answer = await self.room.local_participant.perform_rpc(
+            destination_identity=await self.agent(), method="higgs.memory", payload=""
+        )
+        return json.loads(answer)
+
+    async def until_audible(self, since: int, timeout_s: float = 20.0) -> int:
+        """Index of the first 10 ms from `since` on in which something is heard."""
+        return await self._until(since, lambda index: self.heard[index][1] >= AUDIBLE, timeout_s)
+
+    async def until_quiet(self, since: int, quiet_s: float = 0.4, timeout_s: float = 60.0) -> int:
+        """Index of the first 10 ms from `since` on after which nothing is heard for `quiet_s`."""
+        count = round(quiet_s * 100)
+
+        def quiet(index: int) -> bool:
+            window = self.heard[index : index + count]
+            return len(window) == count and all(level < AUDIBLE for _, level in window)
+
+        return await self._until(since, quiet, timeout_s, margin=count)
+
+    def samples(self, start: int, stop: int) -> NDArray[np.int16]:
+        return np.concatenate(self.sound[start:stop]) if stop > start else np.zeros(0, np.int16)
+
+    def longest_gap_s(self, start: int, stop: int) -> float:
+        """The longest silence between two audible stretches."""
+        longest = run = 0
+        for _, level in self.heard[start:stop]:
+            run = run + 1 if level < AUDIBLE else 0
+            longest = max(longest, run)
+        return longest / 100
+
+    async def _until(self, index: int, found: Callable[[int], bool], timeout_s: float, margin: int = 1) -> int:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            while index + margin <= len(self.heard):
+                if found(index):
+                    return index
+                index += 1
+            assert time.monotonic() < deadline, "what the caller waits to hear did not come"
+            await asyncio.sleep(0.005)
+
+    def _subscribed(self, track: rtc.Track, _: object, participant: rtc.RemoteParticipant) -> None:
+        if track.kind == rtc.TrackKind.KIND_AUDIO:
+            task = asyncio.get_running_loop().create_task(self._listen(track))
+            self._tasks.add(task)
+            if not self._agent.done():
+                self._agent.set_result(participant.identity)
+
+    async def _listen(self, track: rtc.Track) -> None:
+        stream = rtc.AudioStream(track, sample_rate=24000, num_channels=1, frame_size_ms=10)
+        try:
+            async for event in stream:
+                samples = np.frombuffer(event.frame.data, dtype=np.int16).copy()
+                level = float(np.sqrt(np.mean((samples / 32768.0) ** 2)))
+                self.heard.append((time.perf_counter(), level))
+                self.sound.append(samples)
+        finally:
+            await stream.aclose()
+
+
+def pitches(samples: NDArray[np.int16], hop: int = 240, size: int = 480) -> NDArray[np.float64]:
+    """The strongest frequency of every 10 ms, in Hz, between 150 and 600."""
+    window = np.hanning(size)
+    count = max(0, (len(samples) - size) // hop + 1)
+    spectra = np.abs(
+        np.fft.rfft(np.stack([samples[i * hop : i * hop + size] * window for i in range(count)]), 8192, axis=1)
+    )
+    low, high = int(150 * 8192 / 24000), int(600 * 8192 / 24000)
+    return (np.argmax(spectra[:, low:high], axis=1) + low) * 24000 / 8192
+
+
+def agreement(heard: NDArray[np.int16], made: NDArray[np.int16]) -> float:
+    """Share of what was made that was heard with its pitch, at the best alignment within a second.
+
+    Chance is about 0.1. Every fourth 10 ms holds a change of pitch and may show either, so that 0.85 is all of it.
+    """
+    ours, theirs = pitches(heard), pitches(made)
+    best = 0.0
+    for shift in range(-50, 100):
+        start, stop = max(0, -shift), min(len(theirs), len(ours) - shift)
+        if stop > start:
+            close = np.abs(ours[start + shift : stop + shift] - theirs[start:stop]) < 15.0
+            best = max(best, float(close.sum()) / len(theirs))
+    return best
