@@ -55,14 +55,15 @@ def end(generations: list[Generation]) -> None:
         generation.slot.release()
 
 
-def stepped(runner: Runner, batch: int, rows: int, steps: int, *, ahead: bool) -> Spread:
-    """Milliseconds a step."""
+def stepped(runner: Runner, batch: int, rows: int, steps: int, *, ahead: bool) -> tuple[Spread, Spread]:
+    """Milliseconds a step, by the wall clock and of this process' CPU time."""
     generations = begin(runner, batch, rows)
     for _ in range(4):
         runner.step(generations)
     times: list[float] = []
+    work: list[float] = []
     pending = runner.launch(generations) if ahead else None
-    last = time.perf_counter()
+    last, used = time.perf_counter(), time.process_time()
     for _ in range(steps):
         if pending is None:
             runner.step(generations)
@@ -70,13 +71,14 @@ def stepped(runner: Runner, batch: int, rows: int, steps: int, *, ahead: bool) -
             following = runner.launch(generations)
             pending.results()
             pending = following
-        now = time.perf_counter()
+        now, busy = time.perf_counter(), time.process_time()
         times.append((now - last) * 1e3)
-        last = now
+        work.append((busy - used) * 1e3)
+        last, used = now, busy
     if pending is not None:
         pending.results()
     end(generations)
-    return Spread.of(times)
+    return Spread.of(times), Spread.of(work)
 
 
 def prefilled(runner: Runner, rows: int, repeats: int = 5) -> Spread:
@@ -197,16 +199,27 @@ def main() -> None:
     rate = bandwidth(runner.device)
     on_gpu = runner.device.type == "cuda"
     print(f"{loaded.name}, {loaded.dtype}, on {loaded.device}; copies at {rate / 1e9:.0f} GB/s\n")
-    print("batch  context  alone p50    p95  " + ("ahead p50    p95  " if on_gpu else "") + "floor  (ms a step)")
+    print(
+        "batch  context  alone p50    p95  CPU p50  " + ("ahead p50    p95  " if on_gpu else "") + "floor  (ms a step)"
+    )
     table: list[dict[str, object]] = []
     for batch in options.batches:
         for rows in options.contexts:
-            alone = stepped(runner, batch, rows, options.steps, ahead=False)
-            ahead = stepped(runner, batch, rows, options.steps, ahead=True) if on_gpu else None
+            alone, work = stepped(runner, batch, rows, options.steps, ahead=False)
+            ahead = stepped(runner, batch, rows, options.steps, ahead=True)[0] if on_gpu else None
             floor = step_bytes(runner, batch, rows) / rate * 1e3
             late = f"{ahead.p50:9.2f} {ahead.p95:6.2f}  " if ahead else ""
-            print(f"{batch:5}  {rows:7}  {alone.p50:9.2f} {alone.p95:6.2f}  {late}{floor:5.2f}", flush=True)
-            row: dict[str, object] = {"batch": batch, "context": rows, "alone_ms": asdict(alone), "floor_ms": floor}
+            print(
+                f"{batch:5}  {rows:7}  {alone.p50:9.2f} {alone.p95:6.2f}  {work.p50:7.2f}  {late}{floor:5.2f}",
+                flush=True,
+            )
+            row: dict[str, object] = {
+                "batch": batch,
+                "context": rows,
+                "alone_ms": asdict(alone),
+                "cpu_ms": asdict(work),
+                "floor_ms": floor,
+            }
             table.append(row | ({"ahead_ms": asdict(ahead)} if ahead else {}))
     print("\nprefill rows     p50    p95  (ms)")
     prefill: list[dict[str, object]] = []

@@ -1,17 +1,19 @@
 """Largest difference between `PagedPool.decode_lines` (Triton) and its plain counterpart, printed last.
 
 Usage: TRITON_INTERPRET=1 python check_kernels.py HEADS_Q,HEADS,DIM
+On a GPU, compiled: python check_kernels.py HEADS_Q,HEADS,DIM cuda
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton.runtime.interpreter as interpreter
 
-from higgs_voice.model.kv import PAGE, KvShape, PagedPool
+from higgs_voice.model.kv import PAGE, KvShape, KvSlot, PagedPool
 from higgs_voice.model.prompt import Rows
 
 LENGTHS = [1, PAGE - 1, PAGE, 3 * PAGE + 7, 18 * PAGE + 1]
@@ -29,11 +31,8 @@ def mend_interpreter() -> None:
     interpreter._patch_lang_tensor = patched
 
 
-@torch.inference_mode()
-def main(heads_q: int, heads: int, dim: int) -> None:
-    torch.manual_seed(0)
-    device = torch.device("cpu")
-    shape = KvShape(layers=2, heads=heads, head_dim=dim, dtype=torch.float32, device=device, num_codebooks=8)
+def filled(shape: KvShape) -> tuple[PagedPool, list[KvSlot]]:
+    """A pool with slots of `LENGTHS` rows; the same whatever the device."""
     pool = PagedPool(shape, max_rows=40 * PAGE, max_slots=8, max_positions=30 * PAGE)
     slots = [pool.acquire() for _ in LENGTHS]
     for length in range(0, max(LENGTHS), PAGE):  # grown in turns, so that pages lie scattered
@@ -41,22 +40,32 @@ def main(heads_q: int, heads: int, dim: int) -> None:
             slot.reserve(min(wanted, length + PAGE) + 1)
     for slot, wanted in zip(slots, LENGTHS, strict=True):
         slot.append(Rows.of_text([0] * wanted, 8))
-    pool.data.normal_()
+    pool.data.copy_(torch.randn(pool.data.shape, generator=torch.Generator().manual_seed(0)))
+    return pool, slots
+
+
+@torch.inference_mode()
+def main(heads_q: int, heads: int, dim: int, device: str) -> None:
+    plain = KvShape(2, heads, dim, torch.float32, torch.device("cpu"), num_codebooks=8)
+    pool, slots = filled(plain)
+    other, _ = filled(replace(plain, device=torch.device(device)))
     rows = len(slots) + 1  # and one that pads the batch
+    torch.manual_seed(1)
     qkv = torch.randn(rows, heads_q + 2 * heads, dim) * 2
     cos, sin = torch.randn(rows, 1, dim), torch.randn(rows, 1, dim)
     lines = torch.tensor([slot.index for slot in slots] + [pool.padding])
     positions = torch.tensor([slot.length for slot in slots] + [0])
-    before = pool.data.clone()
     expected = pool.decode(slots, lines, positions)(1, qkv, cos, sin)[:-1]
-    stored, pool.data[:] = pool.data.clone(), before
-    found = pool.decode_lines(lines, positions)(1, qkv, cos, sin)
+    there = [x.to(device) for x in (qkv, cos, sin)]
+    found = other.decode_lines(lines.to(device), positions.to(device))(1, *there).cpu()
     assert torch.isfinite(found).all()
-    same = [page for held in pool._pages.values() for page in held]
-    assert torch.allclose(pool.data[:, :, same], stored[:, :, same], atol=1e-6)
+    ours = [page for slot in slots for page in pool._pages[slot.index]]
+    assert torch.allclose(other.data.cpu()[:, :, ours], pool.data[:, :, ours], atol=1e-6)
     print((found[:-1] - expected).abs().max().item())
 
 
 if __name__ == "__main__":
-    mend_interpreter()
-    main(*map(int, sys.argv[1].split(",")))
+    where = sys.argv[2] if len(sys.argv) > 2 else "cpu"
+    if where == "cpu":
+        mend_interpreter()
+    main(*map(int, sys.argv[1].split(",")), where)
