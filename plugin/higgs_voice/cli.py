@@ -783,7 +783,9 @@ def bench_bargein(
 @command
 def bench_concurrency(
     sessions: Annotated[str, typer.Option(help="Numbers of sessions, one after another.")] = "1,2,4,6,8",
-    seconds: Annotated[float, typer.Option(min=1.0, help="Measured for each number.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Measured for each number.")] = 30.0,
+    frames: Frames = 50,
+    pause: Annotated[float, typer.Option(min=0.0, help="Seconds between a session's turns.")] = 4.0,
     model: Model = "nano",
     random: Random = None,
     device: Device = "auto",
@@ -808,7 +810,7 @@ def bench_concurrency(
         )
 
     async def measure(engine: Any) -> dict[str, Any]:
-        settings = concurrency.Settings(seconds=seconds)
+        settings = concurrency.Settings(seconds=seconds, frames=frames, pause_s=pause)
         levels = await concurrency.measure(engine, counts, settings, on_level=on_level)
         bench.say(f"capacity: {concurrency.capacity(levels)} sessions without a gap")
         return concurrency.as_json(levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -24,20 +25,20 @@ DELAY_ROWS = 8
 """Rows a chunk takes beside its frames: the delay of the last codebook."""
 
 SENTENCES = (
-    "Your order left the warehouse this morning and is on its way to you now.",
-    "It should reach you on Friday before noon, when somebody has to be at home.",
-    "If nobody is there, the driver will leave it with the people next door.",
-    "You can follow every step of it with the number that we sent to your phone.",
-    "The invoice is in the same message, together with the terms of the return.",
-    "Please tell me if the address on it is wrong, so that I can have it changed.",
-    "The repair itself takes an hour at most, and the parts are here already.",
-    "We will call you the evening before, to agree on when the visit suits you.",
-    "There is nothing to pay today, because your contract covers this sort of work.",
-    "I have made a note of everything, so that my colleagues know about it too.",
-    "Let me read the main points back to you, slowly, and stop me if one is wrong.",
-    "Is there anything else on your mind that I could look into while we are talking?",
+    "Your order left the warehouse this morning.",
+    "It should reach you on Friday before noon.",
+    "The driver will leave it with a neighbour.",
+    "You can follow every step on your phone.",
+    "The invoice is in the very same message.",
+    "Please tell me if the address is wrong.",
+    "The repair itself takes an hour at most.",
+    "We will call you on the evening before.",
+    "There is nothing for you to pay today.",
+    "I have made a careful note of everything.",
+    "Let me read the main points back to you.",
+    "Is there anything else on your mind today?",
 )
-"""An agent's sentences of much the same length; the embedded voice takes more than three seconds for each."""
+"""An agent's sentences of much the same length; the embedded voice takes more than two seconds for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class Spread:
             return cls(0, nan, nan, nan, nan, nan)
 
         def at(share: float) -> float:
-            return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * share // 100).__int__() - 1))]
+            return ordered[math.ceil(len(ordered) * share / 100) - 1]
 
         return cls(len(ordered), statistics.median(ordered), at(95), at(99), ordered[0], ordered[-1])
 

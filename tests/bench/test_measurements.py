@@ -1,0 +1,107 @@
+"""What the measurements measure, on an engine of tones whose pace is known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from higgs_voice.backends.fake import FakeSynthesizer
+from higgs_voice.bench import bargein, concurrency, context, latency
+from higgs_voice.cli import app
+from higgs_voice.conversation.synthesizer import SpeakRequest
+
+QUICK = context.Settings(turns=4, frames=10, pause_s=0.0, again=4)
+
+
+@pytest.mark.parametrize(("name", "exchanges"), [("last_n", 5), ("seconds", 11), ("all", 11)])
+async def test_context_is_three_chunks_a_turn_in_one_session(name: str, exchanges: int) -> None:
+    engine = FakeSynthesizer()
+    result = await context.measure(engine, name, QUICK)
+    assert [len(turn) for turn in result.ttfa_s] == [3] * 4
+    assert result.exchanges == exchanges
+    ours, again = engine.requests[:12], engine.requests[12:]
+    assert len({request.session_id for request in ours}) == 1
+    # What is made again is the same, in a session and behind a voice that the engine has not met.
+    assert len({request.session_id for request in again} | {ours[0].session_id}) == 5
+    assert len({request.context.voice.scene for request in again}) == 4
+    for mine, theirs in zip(ours[-4:], again, strict=True):
+        assert [item.text for item in theirs.context.exchanges] == [item.text for item in mine.context.exchanges]
+        assert (theirs.text, theirs.sampling, theirs.next_context) == (mine.text, mine.sampling, None)
+    assert len(result.ours_s) == len(result.documented_s) == 4
+    assert set(result.as_json()) >= {"ttfa_ms", "ratio_last_first", "ratio_documented", "rebuild_ms"}
+
+
+def test_ratios_are_of_medians_and_leave_the_first_turn_out() -> None:
+    result = context.Result("all", ttfa_s=[[9.0]] + [[1.0]] * 5 + [[5.0]] * 3 + [[2.0]] * 5)
+    assert result.ratio_last_first == 2.0
+    result.ours_s, result.documented_s = [1.0, 9.0, 1.0], [4.0, 4.0, 4.0]
+    assert result.ratio_documented == 0.25
+    assert result.turns_ms[:2] == [9000.0, 1000.0]
+
+
+async def test_latency_splits_each_turn() -> None:
+    async def pace() -> None:
+        await asyncio.sleep(0.01)
+
+    engine = FakeSynthesizer(pace=lambda request, sent: pace())
+    result = await latency.measure(engine, turns=3, frames=10, pause_s=0.0)
+    assert len(engine.requests) == 4
+    assert all(
+        len(getattr(result, name)) == 3 for name in ("total", "chunking", "prefill", "steps", "codec", "transport")
+    )
+    assert all(value >= 0.01 for value in result.total)
+    assert all(total >= steps for total, steps in zip(result.total, result.steps, strict=True))
+
+
+async def test_bargein_counts_what_comes_after() -> None:
+    engine = FakeSynthesizer(frames_per_event=1)
+    result = await bargein.measure(engine, turns=14, frames=40)
+    assert len(result.idle) == 14
+    assert len(result.next_ttfa) == 13
+    assert result.pcm_after == 0
+    assert max(result.steps) <= 1
+    assert not engine.active
+
+
+async def test_concurrency_finds_the_number_that_an_engine_keeps_up_with() -> None:
+    """An engine that makes ten seconds of sound a second, whoever asks: it is too slow for many listeners at once."""
+    lock = asyncio.Lock()
+
+    async def pace(request: SpeakRequest, sent: int) -> None:
+        async with lock:
+            await asyncio.sleep(0.02)  # five frames, 0.2 s of sound
+
+    engine = FakeSynthesizer(pace=pace)
+    settings = concurrency.Settings(seconds=0.6, frames=10, pause_s=0.05, barge_in=0.0)
+    levels = await concurrency.measure(engine, [1, 30], settings)
+    assert [level.underruns > 0 for level in levels] == [False, True]
+    found = concurrency.as_json(levels)
+    assert found["capacity"] == 1
+    assert set(found["ttfa_ms_p95"]) == {"1", "30"}
+    assert found["levels"][1]["longest_gap_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["context", "--turns", "3", "--pause", "0"], {"ttfa_ms", "ratio_last_first", "ratio_documented", "windows"}),
+        (["latency", "--turns", "2", "--pause", "0"], {"ttfa_ms_p50", "split_ms_p50"}),
+        (["bargein", "--turns", "2"], {"idle_ms_p50", "steps_after_max"}),
+        (
+            ["concurrency", "--sessions", "1", "--seconds", "0.2", "--frames", "3", "--pause", "0"],
+            {"capacity", "ttfa_ms_p95"},
+        ),
+    ],
+)
+def test_the_last_line_is_json(words: list[str], keys: set[str]) -> None:
+    result = CliRunner().invoke(app, ["bench", *words, "--model", "fake"])
+    assert result.exit_code == 0, result.output
+    *_, last = result.stdout.splitlines()
+    found = json.loads(last)
+    assert keys <= set(found)
+    assert found["machine"]["cpu"] in result.stdout.splitlines()[1]
+    quiet = CliRunner().invoke(app, ["bench", *words, "--model", "fake", "--json"])
+    assert len(quiet.stdout.splitlines()) == 1
