@@ -75,12 +75,12 @@ async def test_concurrency_finds_the_number_that_an_engine_keeps_up_with() -> No
             await asyncio.sleep(0.02)  # five frames, 0.2 s of sound
 
     engine = FakeSynthesizer(pace=pace)
-    settings = concurrency.Settings(seconds=0.6, frames=10, pause_s=0.05, barge_in=0.0)
-    levels = await concurrency.measure(engine, [1, 30], settings)
+    settings = concurrency.Settings(seconds=0.6, frames=2, pause_s=0.05, barge_in=0.0)
+    levels = await concurrency.measure(engine, [1, 20], settings)
     assert [level.underruns > 0 for level in levels] == [False, True]
     found = concurrency.as_json(levels)
     assert found["capacity"] == 1
-    assert set(found["ttfa_ms_p95"]) == {"1", "30"}
+    assert set(found["ttfa_ms_p95"]) == {"1", "20"}
     assert found["levels"][1]["longest_gap_ms"] > 0
 
 
