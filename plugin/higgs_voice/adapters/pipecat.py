@@ -90,6 +90,8 @@ _AFTER = "higgs_voice.after"
 _SAMPLING = tuple(Sampling.model_fields)
 _FORGET_AFTER_S = 30.0
 _OPENING_PATIENCE_S = 5.0
+_EARLY_S = 1.0
+_MOST_HOLD_S = 0.5
 _SETTLE_AFTER_S = 0.2
 """How long the tracker's or the aggregator's word is waited for before the clock's estimate is given to the session."""
 
@@ -140,6 +142,8 @@ class _Utterance:
     """Where the framework counts the context's word times from, on its clock; None until the first audio."""
     spoke: bool = False
     """Whether there was any sound."""
+    learning: bool = True
+    """Whether its first second is still being played."""
     done: bool = False
     """Everything was handed to the framework."""
     failed: bool = False
@@ -242,6 +246,7 @@ class HiggsTTSService(TTSService):
         self._failing: dict[int, _Utterance] = {}
         self._pushing: _Utterance | None = None
         self._cutting = False
+        self._hold_s = 0.0
         self._stale_llm = False
         self._written: tuple[str, bool] = ("", True)
         self._tracker: PlayoutTracker | None = None
@@ -422,6 +427,9 @@ class HiggsTTSService(TTSService):
                     if utterance.dead:
                         return
                     if isinstance(event, PcmChunk):
+                        utterance.learning = (
+                            utterance.learning and event.chunk == 0
+                        )  # later chunks may wait for the LLM
                         await self._play(utterance, event)
                     elif isinstance(event, Word):
                         await self._place(utterance, event)
@@ -447,6 +455,10 @@ class HiggsTTSService(TTSService):
 
     async def _play(self, utterance: _Utterance, chunk: PcmChunk) -> None:
         wait = self._device.ahead(self._now()) - self._lead_s
+        if not utterance.spoke:
+            wait = max(wait, self._hold_s)
+        elif utterance.learning and chunk.start_s >= _EARLY_S:
+            self._learn(utterance)
         if wait > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(utterance.changed.wait(), wait)
@@ -469,6 +481,14 @@ class HiggsTTSService(TTSService):
                     await asyncio.wait_for(utterance.changed.wait(), _OPENING_PATIENCE_S)
                 begun = utterance.opened_at
         utterance.timeline.write(begun or self._now(), chunk.start_s, chunk.duration_s)
+
+    def _learn(self, utterance: _Utterance) -> None:
+        """An engine that hardly keeps up runs dry while its codec's look-ahead grows: the next utterance begins later.
+
+        A pause of the first second's sound adds to the hold; each utterance without one takes a part of it away.
+        """
+        utterance.learning = False
+        self._hold_s = min(0.75 * self._hold_s + 1.2 * utterance.timeline.starved(_EARLY_S), _MOST_HOLD_S)
 
     async def start_word_timestamps(self) -> None:
         """The framework opens the playing context's word clock here, by the same rule."""

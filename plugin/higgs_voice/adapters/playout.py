@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..conversation.timing import Word
 
@@ -69,6 +70,15 @@ class Timeline:
                 break
             heard = min(run.start_s + now - run.at, run.end_s)
         return heard
+
+    def starved(self, until_s: float) -> float:
+        """Seconds of silence between runs, as far as a position."""
+        pauses = [
+            after.at - before.at - (before.end_s - before.start_s)
+            for before, after in pairwise(self.runs)
+            if after.start_s < until_s
+        ]
+        return sum(pauses)
 
     @property
     def ends(self) -> float:

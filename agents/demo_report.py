@@ -1,0 +1,248 @@
+"""What the demo's recording says: where each chunk was heard, gaps in it, how soon a barge-in was followed by silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from higgs_voice import ChunkReport
+
+RATE = 24000
+JITTER_S = 0.06
+"""What the listening device holds back, as a browser does, so that packets may come unevenly."""
+VOICE = 0.012
+"""Level, as a share of full scale over 10 ms, above which the recording counts as sound."""
+BLOCK = RATE * 3 // 10
+HOP = RATE // 20
+
+
+@dataclass(slots=True)
+class Said:
+    """One turn of the agent, as it left the service."""
+
+    turn: int
+    began: float
+    """When its first sound was handed to the transport, wall clock."""
+    sound: bytearray = field(default_factory=bytearray)
+    """int16 at 24 kHz."""
+    reports: list[ChunkReport] = field(default_factory=list[ChunkReport])
+    stalled_before: str = ""
+    """The first word after the LLM's stall, in the turn that had one."""
+    cut: bool = False
+
+    @property
+    def seams(self) -> list[float]:
+        """Where chunks begin, in seconds of the turn."""
+        return [0.0, *np.cumsum([report.audio_s for report in self.reports]).tolist()]
+
+    @property
+    def stall_seams(self) -> list[float]:
+        """Where the LLM's stall, and nothing else, explains a pause."""
+        return [
+            seam
+            for seam, report in zip(self.seams, self.reports, strict=False)
+            if self.stalled_before and report.written.lstrip().startswith(self.stalled_before)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What came out of the listener's device."""
+
+    sound: NDArray[np.float32]
+    """[n] at 24 kHz."""
+    began: float
+    """Wall clock of its first sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A stretch of a turn that was found in the recording."""
+
+    said_s: float
+    heard_s: float
+
+
+@dataclass(slots=True)
+class Findings:
+    """All that is measured."""
+
+    spots: dict[int, list[Spot]] = field(default_factory=dict[int, list[Spot]])
+    gap_s: float = 0.0
+    """The longest pause inside speech that the service did not put there."""
+    gap_at_s: float = 0.0
+    """Where, in seconds of the recording."""
+    stall_s: float = 0.0
+    """The pause that the LLM's stall made."""
+    silence_s: float | None = None
+    """From the caller's first sound to the agent's last."""
+
+
+def play(arrivals: NDArray[np.float64], sounds: NDArray[np.int16]) -> Recording:
+    """Play packets of 20 ms as a device would: held back a little, silence where one comes too late, caught up in pauses."""
+    due = float(arrivals[0]) + JITTER_S
+    began = due
+    out: list[NDArray[np.float32]] = []
+    for arrival, packet in zip(arrivals, sounds, strict=True):
+        if arrival > due:  # nothing to play until it comes
+            out.append(np.zeros(int((arrival - due) * 48000), dtype=np.float32))
+            due = float(arrival)
+        elif due - arrival > 2 * JITTER_S and int(np.abs(packet.astype(np.int32)).max()) < 40:
+            continue  # late by an earlier pause: silence is shortened
+        out.append(packet.astype(np.float32) / 32768.0)
+        due += packet.size / 48000
+    return Recording(np.asarray(soxr.resample(np.concatenate(out), 48000, RATE), dtype=np.float32), began)
+
+
+def locate(said: Said, recording: Recording) -> list[Spot]:
+    """Where 300 ms stretches of a turn are in the recording, by correlation; only where it is sure."""
+    sound = np.frombuffer(bytes(said.sound), dtype="<i2").astype(np.float32) / 32768.0
+    lag = int((said.began - recording.began) * RATE)
+    reach = RATE
+    spots: list[Spot] = []
+    for start in range(0, sound.size - BLOCK, HOP):
+        block = sound[start : start + BLOCK]
+        if float(np.sqrt(np.mean(block**2))) < 2 * VOICE:
+            continue
+        found = _find(block, recording.sound, start + lag, (-RATE // 10, reach))
+        if found is None:
+            reach = min(reach + RATE // 10, 3 * RATE)
+            continue
+        lag = found - start
+        reach = RATE // 10
+        spots.append(Spot(start / RATE, found / RATE))
+    return spots
+
+
+def _find(block: NDArray[np.float32], sound: NDArray[np.float32], near: int, reach: tuple[int, int]) -> int | None:
+    low, high = max(near + reach[0], 0), min(near + reach[1] + block.size, sound.size)
+    if high - low < block.size:
+        return None
+    window = sound[low:high]
+    size = 1 << (window.size + block.size - 1).bit_length()
+    product = np.fft.irfft(np.fft.rfft(window, size) * np.conj(np.fft.rfft(block, size)), size)[
+        : window.size - block.size + 1
+    ]
+    energy = np.concatenate(([0.0], np.cumsum(window.astype(np.float64) ** 2)))
+    power = np.sqrt(np.maximum(energy[block.size :] - energy[: -block.size], 1e-9) * float(np.sum(block**2)))
+    score = product / power
+    best = int(np.argmax(score))
+    if score[best] < 0.85:
+        return None
+    # A vowel is like itself a pitch period later: stay where it was unless somewhere else is clearly better.
+    here = near - low
+    around = slice(max(here - 48, 0), min(here + 49, score.size))
+    if here >= 0 and score[around].size and float(score[around].max()) > 0.93 * score[best]:
+        best = around.start + int(np.argmax(score[around]))
+    return low + best
+
+
+def measure(turns: list[Said], recording: Recording, caller_at: float | None) -> Findings:
+    """Everything that is measured in the recording."""
+    findings = Findings()
+    for said in turns:
+        spots = findings.spots[said.turn] = locate(said, recording)
+        lags = np.array([spot.heard_s - spot.said_s for spot in spots])
+        for place in range(1, len(spots)):
+            # A gap shifts all that comes after it; one stretch that was found a vowel's period away does not.
+            pause = float(np.median(lags[place : place + 7]) - np.median(lags[max(place - 7, 0) : place]))
+            before, after = spots[place - 1], spots[place]
+            if any(before.said_s - 0.4 <= seam <= after.said_s + 0.6 for seam in said.stall_seams):
+                findings.stall_s = max(findings.stall_s, pause)
+            elif pause > findings.gap_s:
+                findings.gap_s, findings.gap_at_s = pause, after.heard_s
+    if caller_at is not None:
+        begin = int((caller_at - recording.began) * RATE)
+        after_cut = [said.began for said in turns if said.began > caller_at]
+        end = int((after_cut[0] - recording.began) * RATE) if after_cut else recording.sound.size
+        stretch = recording.sound[max(begin, 0) : max(end, 0)]
+        level = np.sqrt(np.mean(stretch[: stretch.size // 240 * 240].reshape(-1, 240) ** 2, axis=1))
+        loud = np.flatnonzero(level > VOICE)
+        findings.silence_s = float(loud[-1] + 1) * 0.01 if loud.size else 0.0
+    return findings
+
+
+def print_table(console: Console, turns: list[Said]) -> None:
+    table = Table(title="What was generated", title_justify="left")
+    table.add_column("turn", justify="right")
+    table.add_column("chunk")
+    for name in ("first sound", "RTF", "audio", "context"):
+        table.add_column(name, justify="right")
+    for said in turns:
+        for report in said.reports:
+            table.add_row(
+                str(said.turn),
+                report.written.strip(),
+                f"{report.ttfa_s * 1000:.0f} ms",
+                f"{report.total_s / report.audio_s:.2f}" if report.audio_s else "-",
+                f"{report.audio_s:.1f} s",
+                f"{report.exchanges} exchanges",
+            )
+        if said.cut:
+            table.add_row(str(said.turn), "[italic]cut by the caller[/italic]", "", "", "", "")
+    console.print(table)
+
+
+def draw(
+    path: Path,
+    turns: list[Said],
+    recording: Recording,
+    findings: Findings,
+    contexts: list[tuple[float, int, float]],
+    caller: tuple[float, float] | None,
+) -> None:
+    """The recording, its chunks, the context, the barge-in. `contexts`: wall clock, exchanges, seconds of audio."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (top, low) = plt.subplots(2, 1, figsize=(16, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
+    step = RATE // 500
+    sound = recording.sound[: recording.sound.size // step * step].reshape(-1, step)
+    times = np.arange(sound.shape[0]) * step / RATE
+    top.fill_between(times, sound.min(axis=1), sound.max(axis=1), linewidth=0, color="#345")
+    colours = ("#dde8f4", "#eef4dd")
+    for said in turns:
+        spots = findings.spots.get(said.turn, [])
+        if not spots:
+            continue
+        seams = [*said.seams]
+        total = len(said.sound) / 2 / RATE
+        if total > seams[-1] + 0.1:
+            seams.append(total)
+        for place, (begin, end) in enumerate(pairwise(seams)):
+            inside = [spot for spot in spots if begin - 0.1 <= spot.said_s < end]
+            if not inside:
+                continue
+            left = inside[0].heard_s - (inside[0].said_s - begin)
+            right = inside[-1].heard_s + BLOCK / RATE
+            top.axvspan(left, right, color=colours[place % 2], zorder=0)
+            text = said.reports[place].written.strip() if place < len(said.reports) else "(cut)"
+            top.text(left + 0.03, 0.98, text, rotation=90, fontsize=7, va="top", transform=top.get_xaxis_transform())
+    if caller is not None:
+        begin = caller[0] - recording.began
+        top.axvspan(begin, begin + caller[1], ymax=0.08, color="#d33", zorder=1)
+        top.axvline(begin, color="#d33")
+        top.text(begin + 0.05, 0.1, "the caller speaks", color="#d33", fontsize=8, transform=top.get_xaxis_transform())
+        if findings.silence_s is not None:
+            top.axvline(begin + findings.silence_s, color="#d33", linestyle=":")
+    top.set_ylabel("what the listener hears")
+    top.set_ylim(-1, 1)
+    clock = [item[0] - recording.began for item in contexts]
+    low.step(clock, [item[2] for item in contexts], where="post", color="#345")
+    low.set_ylabel("s in the window")
+    other = low.twinx()
+    other.step(clock, [item[1] for item in contexts], where="post", color="#a60")
+    other.set_ylabel("exchanges", color="#a60")
+    low.set_xlabel("seconds")
+    low.set_xlim(0, recording.sound.size / RATE)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
