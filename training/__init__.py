@@ -1,0 +1,1 @@
+"""How the embedded voice `nano` was made: one stage a file, each resumes, each deterministic by its seed."""
