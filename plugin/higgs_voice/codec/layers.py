@@ -74,15 +74,18 @@ class Conv:
         need = self.needs(out)
         if self.snake is not None:
             x = self.snake(x)
-        x = F.pad(x, (have.begin - need.begin, need.end - have.end))
+        if need != have:  # padding by nothing would copy
+            x = F.pad(x, (have.begin - need.begin, need.end - have.end))
         return F.conv1d(x, self.weight, self.bias, dilation=self.dilation)
 
 
 class Up:
-    """Snake and a transposed convolution."""
+    """Snake and a transposed convolution, as one matrix product and a sum of what overlaps: quicker on a CPU."""
 
     def __init__(self, module: nn.ConvTranspose1d, snake: Snake) -> None:
-        self.weight, self.bias = module.weight.detach(), _bias(module)
+        weight = module.weight.detach()  # [C in, C out, kernel]
+        self.weight = weight.permute(1, 2, 0).reshape(-1, weight.shape[0]).contiguous()  # [C out * kernel, C in]
+        self.bias = _bias(module)
         self.rate = module.stride[0]
         self.kernel = module.kernel_size[0]
         self.crop = int(module.padding[0])
@@ -94,9 +97,12 @@ class Up:
         return Span(first, (out.end - 1 + self.crop) // self.rate + 1)
 
     def run(self, x: torch.Tensor, have: Span, out: Span) -> torch.Tensor:
-        y = F.conv_transpose1d(self.snake(x), self.weight, self.bias, stride=self.rate)
+        length = (x.shape[-1] - 1) * self.rate + self.kernel
+        parts = torch.matmul(self.weight, self.snake(x))  # [B, C out * kernel, positions]
+        y = F.fold(parts, (1, length), (1, self.kernel), stride=(1, self.rate))[:, :, 0]  # [B, C out, length]
         first = have.begin * self.rate - self.crop  # position of y's first sample
-        return y[..., out.begin - first : out.end - first]
+        y = y[..., out.begin - first : out.end - first]
+        return y if self.bias is None else y + self.bias[:, None]
 
 
 class Residual:

@@ -4,19 +4,20 @@ The decoder is a stack of convolutions, so a sample depends on a bounded number 
 reach. A piece of an utterance that is decoded with that many frames of context on both sides is, sample for sample, what
 decoding the whole gives. The first pieces look ahead less, so that sound begins early: they are decoded as if the
 utterance ended with what is there. What that costs is largest at a piece's end, where the next piece goes on with more
-look-ahead: with 5 frames it is below -40 dB there (docs/benchmarks.md has the figures), with 10 it is nothing.
+look-ahead: with 5 frames it is below -40 dB there, with 10 it is nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from torch import nn
 from torch.nn import functional as F
 from transformers import HiggsAudioV2TokenizerModel
 
@@ -160,12 +161,12 @@ class Decoder:
         """
         checked = self.check(codes)
         total = checked.shape[1]
-        end = total if end is None else end
-        if not 0 <= begin <= end <= total:
-            raise ValueError(f"frames {begin} to {end} do not lie within the {total} frames given")
-        sound = np.empty((end - begin) * self.hop, dtype=np.float32)
-        for start in range(begin, end, self.settings.max_frames):  # pieces bound the memory
-            stop = min(start + self.settings.max_frames, end)
+        last = total if end is None else end
+        if not 0 <= begin <= last <= total:
+            raise ValueError(f"frames {begin} to {last} do not lie within the {total} frames given")
+        sound = np.empty((last - begin) * self.hop, dtype=np.float32)
+        for start in range(begin, last, self.settings.max_frames):  # pieces bound the memory
+            stop = min(start + self.settings.max_frames, last)
             first = max(0, start - self.reach)
             samples = Span((start - first) * self.hop, (stop - first) * self.hop)
             piece = self._run([checked[:, first : stop + self.reach]], samples)[0]
@@ -206,10 +207,12 @@ def _codebooks(codec: HiggsAudioV2TokenizerModel) -> torch.Tensor:
 
     The quantizer adds up one projected vector a codebook and `fc2` is linear, so both can be applied to the codebooks once.
     """
+    added: list[torch.Tensor] = []
     with torch.no_grad():
-        return torch.cat(
-            [F.linear(each.project_out(each.codebook.embed), codec.fc2.weight) for each in codec.quantizer.quantizers]
-        )
+        for each in codec.quantizer.quantizers:
+            embed = cast(torch.Tensor, cast(nn.Module, each.codebook).embed)  # [codebook size, codebook dimension]
+            added.append(F.linear(cast(nn.Linear, each.project_out)(embed), codec.fc2.weight))
+    return torch.cat(added)
 
 
 def fingerprint(codec: HiggsAudioV2TokenizerModel) -> str:
