@@ -283,11 +283,8 @@ async def room(args: argparse.Namespace, engine: Synthesizer, listener: Listener
         stats = tts.session.stats
         notes.contexts.append((time.time(), stats.exchanges, stats.context_s))
         remembered = tts.session.context_text
-        said = [
-            str(item["content"])
-            for item in context.get_messages()
-            if isinstance(item, dict) and item["role"] == "assistant"
-        ]
+        messages = [item for item in context.get_messages() if isinstance(item, dict)]
+        said = [str(item.get("content")) for item in messages if item.get("role") == "assistant"]
     finally:
         await worker.cancel()
         await asyncio.wait_for(running, 20)

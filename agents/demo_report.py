@@ -90,12 +90,14 @@ def play(arrivals: NDArray[np.float64], sounds: NDArray[np.int16]) -> Recording:
     due = float(arrivals[0]) + JITTER_S
     began = due
     out: list[NDArray[np.float32]] = []
+    quiet = 0
     for arrival, packet in zip(arrivals, sounds, strict=True):
+        quiet = quiet + 1 if int(np.abs(packet.astype(np.int32)).max()) < 40 else 0
         if arrival > due:  # nothing to play until it comes
             out.append(np.zeros(int((arrival - due) * 48000), dtype=np.float32))
             due = float(arrival)
-        elif due - arrival > 2 * JITTER_S and int(np.abs(packet.astype(np.int32)).max()) < 40:
-            continue  # late by an earlier pause: silence is shortened
+        elif due - arrival > 2 * JITTER_S and quiet > 15:
+            continue  # late by an earlier pause: a long silence is shortened
         out.append(packet.astype(np.float32) / 32768.0)
         due += packet.size / 48000
     return Recording(np.asarray(soxr.resample(np.concatenate(out), 48000, RATE), dtype=np.float32), began)
@@ -119,6 +121,24 @@ def locate(said: Said, recording: Recording) -> list[Spot]:
         reach = RATE // 10
         spots.append(Spot(start / RATE, found / RATE))
     return spots
+
+
+def pauses(spots: list[Spot]) -> list[tuple[float, float, float]]:
+    """Where the recording falls behind what was said: position in the turn, in the recording, seconds.
+
+    A pause delays all that comes after it. A delay counts where five stretches in a row have it, to 3 ms, and only beyond
+    the greatest so far: a vowel is sometimes found some of its periods away, and nothing is ever heard sooner.
+    """
+    found: list[tuple[float, float, float]] = []
+    behind: float | None = None
+    for place in range(len(spots) - 4):
+        lags = [spot.heard_s - spot.said_s for spot in spots[place : place + 5]]
+        if max(lags) - min(lags) > 0.003:
+            continue
+        if behind is not None and lags[0] > behind + 0.002:
+            found.append((spots[place].said_s, spots[place].heard_s, lags[0] - behind))
+        behind = lags[0] if behind is None else max(behind, lags[0])
+    return found
 
 
 def _find(block: NDArray[np.float32], sound: NDArray[np.float32], near: int, reach: tuple[int, int]) -> int | None:
@@ -149,15 +169,11 @@ def measure(turns: list[Said], recording: Recording, caller_at: float | None) ->
     findings = Findings()
     for said in turns:
         spots = findings.spots[said.turn] = locate(said, recording)
-        lags = np.array([spot.heard_s - spot.said_s for spot in spots])
-        for place in range(1, len(spots)):
-            # A gap shifts all that comes after it; one stretch that was found a vowel's period away does not.
-            pause = float(np.median(lags[place : place + 7]) - np.median(lags[max(place - 7, 0) : place]))
-            before, after = spots[place - 1], spots[place]
-            if any(before.said_s - 0.4 <= seam <= after.said_s + 0.6 for seam in said.stall_seams):
+        for at_s, heard_s, pause in pauses(spots):
+            if any(at_s - 1.0 <= seam <= at_s + 0.5 for seam in said.stall_seams):
                 findings.stall_s = max(findings.stall_s, pause)
             elif pause > findings.gap_s:
-                findings.gap_s, findings.gap_at_s = pause, after.heard_s
+                findings.gap_s, findings.gap_at_s = pause, heard_s
     if caller_at is not None:
         begin = int((caller_at - recording.began) * RATE)
         after_cut = [said.began for said in turns if said.began > caller_at]
@@ -235,7 +251,8 @@ def draw(
         if findings.silence_s is not None:
             top.axvline(begin + findings.silence_s, color="#d33", linestyle=":")
     top.set_ylabel("what the listener hears")
-    top.set_ylim(-1, 1)
+    loudest = max(float(np.abs(recording.sound).max()), 0.1)
+    top.set_ylim(-1.4 * loudest, 1.8 * loudest)
     clock = [item[0] - recording.began for item in contexts]
     low.step(clock, [item[2] for item in contexts], where="post", color="#345")
     low.set_ylabel("s in the window")

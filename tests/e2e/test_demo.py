@@ -1,0 +1,105 @@
+"""The demo, shortened, as a stranger runs it; and what it measures with, on recordings whose gaps are known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[2]
+RATE = 48000
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(str(ROOT / "agents"))
+    import demo_report
+
+    return demo_report
+
+
+def babble(seconds: float, seed: int = 0) -> NDArray[np.float32]:
+    """Something like speech: noise in bands, loud and soft, [n] at 24 kHz."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=int(seconds * 24000)).astype(np.float32)
+    smooth = np.convolve(noise, np.ones(8, dtype=np.float32) / 8, mode="same")
+    loudness = 0.6 + 0.4 * np.sin(2 * np.pi * 3 * np.arange(noise.size) / 24000)
+    return (0.3 * smooth * loudness).astype(np.float32)
+
+
+def packets(
+    sound: NDArray[np.float32], began: float, late: dict[int, float]
+) -> tuple[NDArray[np.float64], NDArray[np.int16]]:
+    """As a listener gets it: 20 ms packets at 48 kHz; `late`: seconds that packet n and those behind it come too late."""
+    wide = np.repeat(sound, 2)
+    count = wide.size // 960
+    arrivals = began + np.arange(count) * 0.02
+    for packet, seconds in late.items():
+        arrivals[packet:] = np.maximum(arrivals[packet:], arrivals[packet] + seconds)
+    return arrivals, (wide[: count * 960].reshape(count, 960) * 32767).astype(np.int16)
+
+
+@pytest.mark.parametrize(("gap_s", "place_s"), [(0.0, 1.0), (0.03, 1.5), (0.25, 2.0)])
+def test_a_gap_that_the_transport_made_is_found(report: object, gap_s: float, place_s: float) -> None:
+    from demo_report import Said, measure, play  # type: ignore[import-not-found]
+
+    sound = babble(4.0)
+    cut = int(place_s * 24000)
+    lead = np.zeros(24000, dtype=np.float32)
+    heard = np.concatenate([lead, sound[:cut], np.zeros(int(gap_s * 24000), dtype=np.float32), sound[cut:], lead])
+    said = Said(1, 101.0, bytearray((sound * 32767).astype("<i2").tobytes()))
+    findings = measure([said], play(*packets(heard, 100.0, {})), None)
+    assert findings.gap_s == pytest.approx(gap_s, abs=0.004)
+
+
+def test_packets_that_come_too_late_are_a_gap_and_a_little_lateness_is_not(report: object) -> None:
+    from demo_report import Said, measure, play  # type: ignore[import-not-found]
+
+    sound = babble(4.0)
+    said = Said(1, 100.0, bytearray((sound * 32767).astype("<i2").tobytes()))
+    assert measure([said], play(*packets(sound, 100.0, {70: 0.05})), None).gap_s < 0.004
+    assert measure([said], play(*packets(sound, 100.0, {70: 0.16})), None).gap_s == pytest.approx(0.1, abs=0.01)
+
+
+def test_silence_after_a_barge_in_is_measured_from_the_callers_first_sound(report: object) -> None:
+    from demo_report import Said, measure, play  # type: ignore[import-not-found]
+
+    sound = np.concatenate([babble(2.0), np.zeros(48000, dtype=np.float32)])
+    said = Said(1, 100.0, bytearray((sound * 32767).astype("<i2").tobytes()))
+    findings = measure([said], play(*packets(sound, 100.0, {})), 101.5)
+    assert findings.silence_s == pytest.approx(0.5 + 0.06, abs=0.02)  # the device holds 60 ms back
+
+
+def test_the_demo_shortened(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "agents" / "demo.py"), "--short", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert 0 < figures["vad_ms"] < 2500
+    assert figures["vad_ms"] - 100 < figures["silence_ms"] < 3000
+    assert len(figures["ttfa_ms"]) >= 3
+    assert (tmp_path / "demo.wav").stat().st_size > 24000 * 2 * 5
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert "both contexts hold the same" in run.stdout
+
+
+def test_a_demo_that_cannot_work_says_why(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "agents" / "demo.py"), "--model", "ws://127.0.0.1:9", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "The demo failed:" in run.stdout
