@@ -141,7 +141,8 @@ class _Stream:
             return
         if self.decode is not None and reason != FinishReason.STOPPED:
             self.decode.finish()
-            self.send(self.decode.pull())
+            while self.decode.ready:
+                self.send(self.decode.pull())
         self.channel.put(
             FinishedEvent(
                 reason=FinishReason(reason),
