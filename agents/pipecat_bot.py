@@ -229,4 +229,5 @@ async def bot(runner_args: RunnerArguments) -> None:
 if __name__ == "__main__":
     from pipecat.runner.run import main
 
+    _engine = create_backend(options().parse_known_args()[0].model)  # the slow imports come before the first caller
     main(options())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import re
 import time
 from typing import Any
 
+import psutil
 import pytest
 from pipecat.frames.frames import (
     InterruptionFrame,
@@ -243,6 +245,8 @@ async def test_two_hundred_interrupted_turns_leave_nothing_behind() -> None:
     tts = service(engine)
     async with room(tts, held=True) as r:
         sizes: list[int] = []
+        resident: list[float] = []
+        process = psutil.Process()
         for turn in range(200):
             await r.say(TEXT, size=rng.choice((1, 5, 40)), end=rng.random() < 0.7)
             chunks = rng.randrange(40)
@@ -250,6 +254,11 @@ async def test_two_hundred_interrupted_turns_leave_nothing_behind() -> None:
                 await r.until(lambda chunks=chunks: r.held_back() >= chunks)
                 await r.output.play(chunks)
             await r.interrupt()
+            engine.requests.clear()
+            engine.prepared.clear()
+            if turn % 50 == 49:
+                gc.collect()
+                resident.append(process.memory_info().rss / 2**20)
             if turn % 10 == 9:
                 assert words(r.transcript()[-1]) == words(tts.session.context_text)[-len(words(r.transcript()[-1])) :]
                 sizes.append(len(asyncio.all_tasks()))
@@ -260,4 +269,5 @@ async def test_two_hundred_interrupted_turns_leave_nothing_behind() -> None:
         assert not engine.active
         assert len(set(sizes[1:])) <= 2, sizes
         assert sizes[-1] <= sizes[0]
+        assert resident[-1] - resident[0] < 4, f"resident after 50, 100, 150, 200 turns: {resident} MiB"
         assert r.errors() == []

@@ -75,6 +75,36 @@ def test_silence_after_a_barge_in_is_measured_from_the_callers_first_sound(repor
     assert findings.silence_s == pytest.approx(0.5 + 0.06, abs=0.02)  # the device holds 60 ms back
 
 
+async def test_the_scripted_llm_streams_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "agents"))
+    from pipecat.frames.frames import LLMContextFrame, LLMFullResponseEndFrame, LLMFullResponseStartFrame, LLMTextFrame
+    from pipecat.processors.aggregators.llm_context import LLMContext
+    from pipecat.tests.utils import run_test
+    from pipecat_bot import STALL, ScriptedLLM, stand_in  # type: ignore[import-not-found]
+
+    text = "Hello there,  my friend.\nIt costs 3.50!"
+    llm = ScriptedLLM(lambda context: text[:10] + STALL + text[10:], first_token_s=0, tokens_per_s=1e6, stall_s=0)
+    down, _ = await run_test(llm, frames_to_send=[LLMContextFrame(LLMContext())])
+    assert isinstance(down[0], LLMFullResponseStartFrame)
+    assert isinstance(down[-1], LLMFullResponseEndFrame)
+    tokens = [frame.text for frame in down if isinstance(frame, LLMTextFrame)]
+    assert "".join(tokens) == text
+    assert len(tokens) > 8
+    assert stand_in(LLMContext()).startswith("Hello")
+
+
+async def test_the_ears_give_text_and_never_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "agents"))
+    from pipecat.frames.frames import TranscriptionFrame
+    from pipecat_bot import PocketsphinxEars  # type: ignore[import-not-found]
+
+    ears = PocketsphinxEars()
+    for sound in (bytes(32000), (babble(1.0)[::2] * 32767).astype("<i2").tobytes(), b""):
+        async for frame in ears.run_stt(sound):
+            assert isinstance(frame, TranscriptionFrame)
+            assert frame.text
+
+
 def test_the_demo_shortened(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, str(ROOT / "agents" / "demo.py"), "--short", "--out", str(tmp_path)],
