@@ -1,5 +1,7 @@
 """Largest difference between `PagedPool.decode_lines` (Triton) and its plain counterpart, printed last.
 
+With `step` for an argument, the largest difference between the logits of the step that is captured and of the plain one.
+
 Usage: TRITON_INTERPRET=1 python check_kernels.py HEADS_Q,HEADS,DIM
 On a GPU, compiled: python check_kernels.py HEADS_Q,HEADS,DIM cuda
 """
@@ -8,13 +10,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import triton.runtime.interpreter as interpreter
 
+from higgs_voice.config import Sampling
 from higgs_voice.model.kv import PAGE, KvShape, KvSlot, PagedPool
+from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import Rows
+from higgs_voice.model.runner import Runner
 
 LENGTHS = [1, PAGE - 1, PAGE, 3 * PAGE + 7, 18 * PAGE + 1]
 """Rows held: a new page begins, is full, and more pages than programs share a context."""
@@ -64,7 +70,45 @@ def main(heads_q: int, heads: int, dim: int, device: str) -> None:
     print((found[:-1] - expected).abs().max().item())
 
 
+@torch.inference_mode()
+def step() -> None:
+    """The step that is captured on a GPU against the plain one: logits, and the rows drawn, beside a line that pads."""
+    nano = load("nano", device="cpu", dtype="float32")
+    nano.model.model.layers = nano.model.model.layers[:1]
+    nano.model.config.num_hidden_layers = 1
+    logits: list[torch.Tensor] = []
+    drawn: list[list[list[int]]] = []
+    for paged in (False, True):
+        runner = Runner(nano, max_rows=1024, max_slots=4, paged=paged, graphs=paged)
+        generations = []
+        for seed, text in enumerate(["Hello there.", "Yes."]):
+            slot = runner.pool.acquire()
+            runner.align(slot, runner.prompts.prefix("Speak.") + runner.prompts.opening(text))
+            generations.append(runner.start(slot, Sampling(), seed))
+            slot.reserve(slot.length + 1)
+        lines = runner.sampler.gather(torch.tensor([generation.slot.index for generation in generations]))
+        codes, positions = runner.sampler.last(lines)
+        pool = runner.pool
+        slots = [generation.slot for generation in generations]
+        attend = pool.decode_lines if isinstance(pool, PagedPool) else partial(pool.decode, slots)
+        logits.append(runner.forward.decode(codes, positions, attend(lines.index, positions)))
+        drawn += [[result.row.tolist() for result in runner.step(generations)] for _ in range(2)]
+        if isinstance(pool, PagedPool):
+            padded = runner._step_captured(pool, torch.tensor([generations[1].slot.index, 4, 4]))
+            assert padded[1].tolist() == padded[2].tolist()
+            assert runner.sampler.ints[4].tolist() == runner._begun.tolist()
+            drawn.append([padded[0].tolist()])
+        else:
+            drawn.append([runner.step(generations[1:])[0].row.tolist()])
+    assert drawn[:3] == drawn[3:], drawn
+    print((logits[0] - logits[1]).abs().max().item())
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "step":
+        mend_interpreter()
+        step()
+        sys.exit()
     where = sys.argv[2] if len(sys.argv) > 2 else "cpu"
     if where == "cpu":
         mend_interpreter()

@@ -19,8 +19,9 @@ class CudaGraphed:
     """``function`` over lines of the engine's tables [B], as one graph for each bucket of B.
 
     The function reads and writes static tensors only, and its result [B, …] depends on each line alone. A batch is padded
-    with a line that is nobody's. With ``disable``, or beyond the largest bucket, the function is simply called. So it is,
-    with a warning, from the first time a capture fails.
+    with a line that is nobody's and on which the function always gives the same. With ``disable``, or beyond the largest
+    bucket, the function is simply called. So it is, with a warning, from the first time that a capture fails or that a
+    graph draws something else than the function.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], *, padding: int, disable: bool = False) -> None:
@@ -61,16 +62,20 @@ class CudaGraphed:
     def _capture(self, bucket: int, device: torch.device) -> None:
         lines = torch.full((bucket,), self._padding, dtype=torch.int64, device=device)
         # What is compiled or allocated on first use must not be part of the graph; only the padding's line moves.
+        expected = torch.empty(0)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._function(lines)
+                expected = self._function(lines)
         torch.cuda.current_stream(device).wait_stream(side)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory):
             out = self._function(lines)
         self._memory = graph.pool()
+        graph.replay()
+        if not torch.equal(out, expected):
+            raise RuntimeError(f"a captured step for {bucket} streams draws other codes than a plain one")
         self._graphs[bucket] = (graph, lines, out)
         self._filled[bucket] = (self._padding,) * bucket

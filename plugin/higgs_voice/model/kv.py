@@ -431,6 +431,8 @@ class PagedPool(KvPool):
         """`decode` by kernels that look at nothing but tensors, so that it can be captured in a graph."""
         from . import kernels  # Triton is there where CUDA is
 
+        lines, positions = lines.contiguous(), positions.contiguous()  # the kernels know no strides
+
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             keys, values = self.data[layer, 0], self.data[layer, 1]
             query = kernels.store(qkv, cos, sin, lines, positions, self.table, keys, values)

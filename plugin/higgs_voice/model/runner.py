@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter
 from .forward import Forward
 from .graphs import CudaGraphed
-from .kv import ContiguousPool, KvPool, KvShape, KvSlot, PagedPool
+from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
-from .sampling import BLOCK, LAST, Lines, Sampler
+from .sampling import BLOCK, Lines, Sampler
 
 PIECE = 64
 """Rows prefilled at a time, at most: how long a stop waits."""
@@ -122,7 +123,8 @@ class Runner:
         graphs: bool | None = None,
     ) -> None:
         """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``paged`` and
-        ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a CPU."""
+        ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a CPU, where ``graphs`` runs
+        what would be captured."""
         self.loaded = loaded
         config: Any = loaded.model.config
         on_gpu = loaded.device.type == "cuda"
@@ -145,9 +147,14 @@ class Runner:
             num_codebooks=config.num_codebooks,
         )
         rows = max_rows or default_rows(shape)
+        self._graphed: CudaGraphed | None = None
         self.pool: KvPool
         if paged:
-            self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
+            pages = self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
+            if on_gpu or graphs:
+                self._graphed = CudaGraphed(
+                    partial(self._step_captured, pages), padding=max_slots, disable=graphs is False or not on_gpu
+                )
         else:
             self.pool = ContiguousPool(shape, max_rows=rows, max_slots=max_slots)
         # One line more than slots, for what pads a batch.
@@ -155,12 +162,7 @@ class Runner:
             max_slots + 1, self.num_codebooks, config.codebook_size, bos=self.bos, eos=self.eos, device=loaded.device
         )
         self._padding = max_slots
-        self.sampler.begin(self._padding, Sampling(), np.zeros((0, self.num_codebooks), np.int16), 0)
-        self._begun = self.sampler.ints[self._padding, :LAST].clone()
-        self._window = self.sampler.window
-        self._graphed: CudaGraphed | None = None
-        if paged and on_gpu:
-            self._graphed = CudaGraphed(self._step_lines, padding=self._padding, disable=graphs is False)
+        self._begin_padding()
 
     def prefill(
         self, slot: KvSlot, rows: Rows, *, piece: int = PIECE, should_stop: Callable[[], bool] | None = None
@@ -222,16 +224,26 @@ class Runner:
         if self._graphed is None:
             slots = [generation.slot for generation in ready]
             self.forward.extend_positions(max(slot.length for slot in slots) + 1)
-            rows = self._step(self.sampler.lines(which, [generation.sampling for generation in ready]), slots)
+            lines = self.sampler.lines(which, [generation.sampling for generation in ready])
+            rows = self._step(lines, partial(self.pool.decode, slots))
             return PendingStep(self, ready, rows, None, refused)
         if self.sampler.window != self._window:  # a longer window came: the tables are other tensors now
             self._graphed.reset()
-            self._window = self.sampler.window
-        rows = torch.empty((len(ready), self.num_codebooks), dtype=torch.int64, pin_memory=True)
-        rows.copy_(self._graphed(which, self.device), non_blocking=True)
+            self._begin_padding()
+        drawn = self._graphed(which, self.device)
+        if drawn.device.type == "cpu":
+            return PendingStep(self, ready, drawn, None, refused)
+        rows = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
+        rows.copy_(drawn, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
         return PendingStep(self, ready, rows, arrived, refused)
+
+    def _begin_padding(self) -> None:
+        """Set the line that pads a batch. It starts from here in every step, so it always draws the same."""
+        self.sampler.begin(self._padding, Sampling(), np.zeros((0, self.num_codebooks), np.int16), 0)
+        self._begun = self.sampler.ints[self._padding].clone()
+        self._window = self.sampler.window
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Capture the steps for batches up to these sizes, so that no stream waits for it. Nothing to do on a CPU."""
@@ -248,16 +260,17 @@ class Runner:
         return self.forward.logits(self._prefill(slot, last)[-1:])[0]
 
     @torch.inference_mode()
-    def _step(self, lines: Lines, slots: Sequence[KvSlot]) -> Tensor:
-        """The step itself: the rows [B, K] that lines produce next."""
+    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend]) -> Tensor:
+        """The step itself: the rows [B, K] that lines produce next. ``decode`` gives the attention at positions."""
         codes, positions = self.sampler.last(lines)
-        attend = self.pool.decode(slots, lines.index, positions)
-        return self.sampler.sample(self.forward.decode(codes, positions, attend), lines)
+        logits = self.forward.decode(codes, positions, decode(lines.index, positions))
+        return self.sampler.sample(logits, lines)
 
-    def _step_lines(self, index: Tensor) -> Tensor:
-        """`_step` over static tensors alone: what is captured. The line that pads a batch starts again every time."""
-        rows = self._step(self.sampler.gather(index), ())
-        self.sampler.ints[self._padding, :LAST].copy_(self._begun)
+    @torch.inference_mode()
+    def _step_captured(self, pages: PagedPool, index: Tensor) -> Tensor:
+        """`_step` over static tensors alone, with nothing left out: what is captured."""
+        rows = self._step(self.sampler.gather(index), pages.decode_lines)
+        self.sampler.ints[self._padding].copy_(self._begun)
         return rows
 
     @torch.inference_mode()
