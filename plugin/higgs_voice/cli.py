@@ -682,7 +682,7 @@ def bench_context(
     turns: Turns = 50,
     window: Annotated[str, typer.Option(help="last_n (5), seconds (20 to 40), all, or every.")] = "every",
     frames: Frames = 50,
-    pause: Annotated[float, typer.Option(min=0.0, help="Seconds that the caller talks between turns.")] = 0.5,
+    pause: Annotated[float, typer.Option(min=0.0, help="Seconds that the caller talks between turns.")] = 1.0,
     model: Model = "nano",
     random: Random = None,
     device: Device = "auto",
