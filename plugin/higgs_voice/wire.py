@@ -85,6 +85,8 @@ class Hello(Message):
     client: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     """A secret that the client draws once; a later connection that says it takes the client's sessions up again."""
     software: str = Field("", max_length=128)
+    server: str = Field(default="", max_length=128)
+    """`Welcome.server` of the process that `streams` were asked of: another one may hold older streams of this client."""
     sessions: tuple[Name, ...] = ()
     streams: dict[Number, Number] = Field(default_factory=dict)
     """Streams the client is still reading, and the number of the next frame it wants of each."""

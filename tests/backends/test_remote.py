@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -375,6 +376,31 @@ async def test_a_voice_session_is_the_same_near_and_far() -> None:
         await until(lambda: server.hub.sessions == 0)  # aclose freed it
     assert results[0] == results[1]
     assert results[0][1].count("\n") >= 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_breaks_and_wherever_it_goes_on_the_sound_is_the_same(seed: int) -> None:
+    rng = random.Random(seed)
+    text = " ".join([LONG] * 2)
+    async with VoiceSession(FakeSynthesizer()) as session:
+        expected = await session.speak(text).collect()
+    async with serving() as one, serving(FakeSynthesizer(frames_per_event=7)) as two, Proxy(one.port) as proxy:
+        async with client(proxy.url, window_s=rng.choice([0.3, 1.0, 2.0])) as remote, VoiceSession(remote) as session:
+            cuts = {rng.randrange(60) for _ in range(4)}
+            heard = b""
+            place = 0
+            count = 0
+            async for chunk in session.speak(text).audio():
+                assert chunk.start == place
+                place += chunk.samples
+                heard += chunk.pcm
+                if count in cuts:
+                    proxy.target = rng.choice([one.port, two.port])
+                    proxy.cut()
+                    for _ in range(rng.randrange(30)):
+                        await asyncio.sleep(0)
+                count += 1
+            assert heard == expected
 
 
 async def test_two_hundred_cycles_leave_nothing() -> None:

@@ -443,6 +443,7 @@ class RemoteSynthesizer:
                 version=wire.VERSION,
                 client=self._id,
                 software=f"higgs-voice/{__version__}",
+                server=self._server or "",
                 sessions=tuple(self._sessions),
                 streams={item.number: item.next_seq for item in self._streams.values() if not item.ended},
             )
@@ -487,6 +488,9 @@ class RemoteSynthesizer:
         for stream in list(self._streams.values()):
             if stream.number not in welcome.streams:
                 self._ask(stream)
+            else:  # what was acknowledged on the old line may not have arrived
+                stream.told = stream.taken
+                self._send(wire.Ack(stream=stream.number, seq=stream.next_seq, samples=stream.taken))
         for data, _ in self._answers.values():
             self._outbox.append(data)
         self._outbox_changed.set()

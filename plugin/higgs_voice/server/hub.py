@@ -211,7 +211,7 @@ class Client:
         for session in self.sessions - set(hello.sessions):
             self._close(session)
         for number, stream in list(self.streams.items()):
-            if number not in hello.streams:
+            if hello.server != self.hub.id or number not in hello.streams:
                 stream.stop()
                 del self.streams[number]
         self.send(
