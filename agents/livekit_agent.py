@@ -8,6 +8,7 @@ no speech recognition nobody writes down what was said). Set these to change tha
     HIGGS_VOICE_TOKEN     the server's token
     HIGGS_AGENT_VOICE     a description of the speaker, or a saved voice
     HIGGS_AGENT_LLM_URL   an OpenAI-compatible LLM, such as http://127.0.0.1:11434/v1; with HIGGS_AGENT_LLM_MODEL
+    HIGGS_AGENT_WORD_S    seconds the script takes for a word (0.01)
     HIGGS_AGENT_STT_URL   an OpenAI-compatible transcriber; with HIGGS_AGENT_STT_MODEL
     LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET   the LiveKit server (`make livekit` sets them)
 
@@ -85,7 +86,7 @@ def make_llm() -> llm.LLM:
     """The LLM that the environment names, or the script."""
     url = os.environ.get("HIGGS_AGENT_LLM_URL")
     if not url:
-        return ScriptedLLM()
+        return ScriptedLLM(word_s=float(os.environ.get("HIGGS_AGENT_WORD_S", "0.01")))
     return _openai().LLM(
         base_url=url,
         model=os.environ.get("HIGGS_AGENT_LLM_MODEL", "gpt-4.1-mini"),

@@ -43,9 +43,12 @@ livekit_server = _load("livekit_server")
 class Stage:
     """The processes. Everything listens on loopback."""
 
-    def __init__(self, folder: Path, *, model: str = "fake") -> None:
+    def __init__(self, folder: Path, *, model: str = "fake", spare: bool = True, **environment: str) -> None:
         self.folder = folder
         self.model = model
+        self.spare = spare
+        self.environment = environment
+        """Whether a second engine server stands by."""
         self.port, self.second_port = livekit_server.free_port(), livekit_server.free_port()
         self.server: Any = None
         self.engine: subprocess.Popen[bytes] | None = None
@@ -55,15 +58,17 @@ class Stage:
 
     @property
     def engine_url(self) -> str:
-        """Two servers: the second takes over when the first is lost."""
-        return f"ws://127.0.0.1:{self.port},ws://127.0.0.1:{self.second_port}"
+        """The second takes over when the first is lost."""
+        first = f"ws://127.0.0.1:{self.port}"
+        return first if not self.spare else f"{first},ws://127.0.0.1:{self.second_port}"
 
     @contextlib.contextmanager
     def running(self) -> Generator[Stage]:
         with livekit_server.running(log=self.folder / "livekit.log") as self.server:
             try:
                 self.start_engine()
-                self.second = self._start_engine(self.second_port)
+                if self.spare:
+                    self.second = self._start_engine(self.second_port)
                 self.start_worker()
                 yield self
             finally:
@@ -104,6 +109,7 @@ class Stage:
         assert self.server is not None
         environment = {
             **os.environ,
+            **self.environment,
             "LIVEKIT_URL": self.server.url,
             "LIVEKIT_API_KEY": self.server.api_key,
             "LIVEKIT_API_SECRET": self.server.api_secret,
