@@ -87,7 +87,7 @@ class Notes(BaseObserver):
     """What went through the pipeline, and when."""
 
     def __init__(self, tts: HiggsTTSService) -> None:
-        super().__init__()
+        super().__init__(observe_every_push=False)
         self.turns: list[demo_report.Said] = []
         self.contexts: list[tuple[float, int, float]] = []
         self.errors: list[str] = []
@@ -98,7 +98,6 @@ class Notes(BaseObserver):
         self.changed = asyncio.Event()
         self._tts = tts
         self._context_ids: list[str | None] = []
-        self._seen: set[int] = set()
         self._waiting: list[ChunkReport] = []
         tts.add_event_handler("on_chunk", self.on_chunk)
 
@@ -120,9 +119,6 @@ class Notes(BaseObserver):
             if data.source is self._tts:
                 self._sound(frame)
             return
-        if frame.id in self._seen:
-            return
-        self._seen.add(frame.id)
         if isinstance(frame, ErrorFrame):
             self.errors.append(frame.error)
         elif data.direction == FrameDirection.UPSTREAM:

@@ -19,8 +19,10 @@ JITTER_S = 0.06
 """What the listening device holds back, as a browser does, so that packets may come unevenly."""
 VOICE = 0.012
 """Level, as a share of full scale over 10 ms, above which the recording counts as sound."""
-BLOCK = RATE * 3 // 10
+BLOCK = RATE // 5
 HOP = RATE // 20
+MOST_DELAY = RATE * 5 // 2
+"""How far a turn may fall behind: the LLM's stall, and some."""
 
 
 @dataclass(slots=True)
@@ -104,21 +106,21 @@ def play(arrivals: NDArray[np.float64], sounds: NDArray[np.int16]) -> Recording:
 
 
 def locate(said: Said, recording: Recording) -> list[Spot]:
-    """Where 300 ms stretches of a turn are in the recording, by correlation; only where it is sure."""
+    """Where 200 ms stretches of a turn are in the recording, by correlation; only where it is sure."""
     sound = np.frombuffer(bytes(said.sound), dtype="<i2").astype(np.float32) / 32768.0
-    lag = int((said.began - recording.began) * RATE)
+    first = lag = int((said.began - recording.began) * RATE)
     reach = RATE
     spots: list[Spot] = []
     for start in range(0, sound.size - BLOCK, HOP):
         block = sound[start : start + BLOCK]
         if float(np.sqrt(np.mean(block**2))) < 2 * VOICE:
             continue
-        found = _find(block, recording.sound, start + lag, (-RATE // 10, reach))
+        found = _find(block, recording.sound, start + lag, (start + first - RATE // 10, start + first + reach))
         if found is None:
-            reach = min(reach + RATE // 10, 3 * RATE)
             continue
         lag = found - start
-        reach = RATE // 10
+        if not spots:
+            first, reach = lag, MOST_DELAY
         spots.append(Spot(start / RATE, found / RATE))
     return spots
 
@@ -126,42 +128,42 @@ def locate(said: Said, recording: Recording) -> list[Spot]:
 def pauses(spots: list[Spot]) -> list[tuple[float, float, float]]:
     """Where the recording falls behind what was said: position in the turn, in the recording, seconds.
 
-    A pause delays all that comes after it. A delay counts where five stretches in a row have it, to 3 ms, and only beyond
-    the greatest so far: a vowel is sometimes found some of its periods away, and nothing is ever heard sooner.
+    A pause delays all that comes after it, so what counts is how far the least delay of the next 1.5 s is above the
+    greatest of the 1.5 s before, both as medians of three: a vowel is sometimes found some of its periods away.
     """
+    lags = np.array([spot.heard_s - spot.said_s for spot in spots])
+    level = np.array([float(np.median(lags[max(at - 1, 0) : at + 2])) for at in range(len(lags))])
+    said = np.array([spot.said_s for spot in spots])
     found: list[tuple[float, float, float]] = []
-    behind: float | None = None
-    for place in range(len(spots) - 4):
-        lags = [spot.heard_s - spot.said_s for spot in spots[place : place + 5]]
-        if max(lags) - min(lags) > 0.003:
-            continue
-        if behind is not None and lags[0] > behind + 0.002:
-            found.append((spots[place].said_s, spots[place].heard_s, lags[0] - behind))
-        behind = lags[0] if behind is None else max(behind, lags[0])
+    for at in range(2, len(spots) - 2):
+        before = level[(said > said[at] - 1.5) & (said < said[at])]
+        after = level[(said >= said[at] + 0.05) & (said < said[at] + 1.5)]
+        pause = float(after.min() - before.max()) if before.size and after.size else 0.0
+        if pause > 0.002:
+            found.append((spots[at].said_s, spots[at].heard_s, pause))
     return found
 
 
-def _find(block: NDArray[np.float32], sound: NDArray[np.float32], near: int, reach: tuple[int, int]) -> int | None:
-    low, high = max(near + reach[0], 0), min(near + reach[1] + block.size, sound.size)
-    if high - low < block.size:
-        return None
-    window = sound[low:high]
+def _find(block: NDArray[np.float32], sound: NDArray[np.float32], near: int, between: tuple[int, int]) -> int | None:
+    """Where the block is in the sound: where it is expected, if it is there to 2 ms, or else within bounds."""
+    for low, high, enough in ((near - 48, near + 49, 0.93), (*between, 0.85)):
+        low, high = max(low, 0), min(high + block.size, sound.size)
+        if high - low < block.size:
+            continue
+        score = _likeness(block, sound[low:high])
+        best = int(np.argmax(score))
+        if score[best] >= enough:
+            return low + best
+    return None
+
+
+def _likeness(block: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Normalised correlation of the block with each place of the window."""
     size = 1 << (window.size + block.size - 1).bit_length()
-    product = np.fft.irfft(np.fft.rfft(window, size) * np.conj(np.fft.rfft(block, size)), size)[
-        : window.size - block.size + 1
-    ]
+    product = np.fft.irfft(np.fft.rfft(window, size) * np.conj(np.fft.rfft(block, size)), size)
     energy = np.concatenate(([0.0], np.cumsum(window.astype(np.float64) ** 2)))
     power = np.sqrt(np.maximum(energy[block.size :] - energy[: -block.size], 1e-9) * float(np.sum(block**2)))
-    score = product / power
-    best = int(np.argmax(score))
-    if score[best] < 0.85:
-        return None
-    # A vowel is like itself a pitch period later: stay where it was unless somewhere else is clearly better.
-    here = near - low
-    around = slice(max(here - 48, 0), min(here + 49, score.size))
-    if here >= 0 and score[around].size and float(score[around].max()) > 0.93 * score[best]:
-        best = around.start + int(np.argmax(score[around]))
-    return low + best
+    return product[: window.size - block.size + 1] / power
 
 
 def measure(turns: list[Said], recording: Recording, caller_at: float | None) -> Findings:
