@@ -297,6 +297,19 @@ async def test_leaving_the_loop_stops_the_model(serve: HiggsAudioServeEngine, fa
     assert fake.steps < 10
 
 
+async def test_closing_the_stream_has_stopped_the_model_when_it_returns(
+    serve: HiggsAudioServeEngine, fake: FakeSynthesizer
+) -> None:
+    for stream in (
+        serve.generate_streaming_with_context(["A long text that would take a while to say.", "More."]),
+        serve.generate_delta_stream(ChatMLSample([Message("user", "A long text that would take a while to say.")])),
+    ):
+        await anext(stream)
+        assert fake.active
+        await stream.aclose()
+        assert not fake.active
+
+
 async def test_what_a_guard_stopped_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
     def script(request: SpeakRequest) -> FinishReason | None:
         return {"Bad.": FinishReason.RUNAWAY, "None.": FinishReason.COLLAPSE}.get(request.text)
