@@ -13,7 +13,7 @@ from higgs_voice.config import Sampling
 from higgs_voice.errors import EngineBusyError
 from higgs_voice.model.delay import revert_delay
 from higgs_voice.model.kv import KvSlot
-from higgs_voice.model.loading import Loaded
+from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Generation, Runner
 from tests.model.oracle import Oracle
@@ -273,3 +273,16 @@ def test_full_memory_refuses_one_and_the_others_go_on(nano: Any, codes: Any) -> 
     assert one.produced < two.produced
     with pytest.raises(EngineBusyError):
         runner.align(long, rows + rows)
+
+
+def test_bfloat16_stays_near_float32(runner: Runner, slot: KvSlot, codes: Any) -> None:
+    """Teacher-forced logits behind a context of several hundred rows."""
+    half = Runner(load("nano", device="cpu", dtype="bfloat16"), max_rows=2048)
+    rows = runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(200))]) + runner.prompts.exchange("No.", codes(20))
+    runner.align(slot, rows)
+    other = half.pool.acquire()
+    half.align(other, rows)
+    exact = runner.logits(slot)
+    error = (half.logits(other) - exact).abs().max() / exact.std()
+    print(f"bfloat16: largest error {error:.3f} standard deviations of the logits")
+    assert error < 0.1

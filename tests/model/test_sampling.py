@@ -248,3 +248,14 @@ def test_lines_do_not_know_of_each_other() -> None:
         everything.sample(logits, everything.gather(torch.arange(4)))
     assert torch.equal(together.ints, everything.ints)
     assert len(steps) < BLOCK
+
+
+def test_a_bos_that_was_drawn_is_no_repetition_either() -> None:
+    sampler = make(1)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_max_num_repeat=1), NO_HISTORY, 0)
+    sampler.ints[0, 0] = K + 1
+    logits = torch.zeros(1, K, V)
+    logits[..., BOS] = 1.0
+    lines = sampler.gather(torch.tensor([0]))
+    # A redraw at 0 would give code 0.
+    assert [sampler.sample(logits, lines)[0].tolist() for _ in range(3)] == [[BOS] * K] * 3
