@@ -544,7 +544,8 @@ class RemoteSynthesizer:
                 stream = self._streams.get(frame.stream)
                 if stream is None or stream.ended or frame.seq != stream.next_seq:
                     return  # a stopped stream's last frames, or frames that came twice
-                self._check(frame.codes)
+                if frame.codes.shape[1]:
+                    self._check(frame.codes)
                 stream.next_seq = frame.seq + 1
                 self._take(stream, frame)
             case wire.CodesFrame() | wire.SoundFrame():
@@ -576,6 +577,8 @@ class RemoteSynthesizer:
         if not pcm and not codes.shape[1]:
             return
         stream.samples = max(stream.samples, frame.start + len(frame.pcm) // 2)
+        if not codes.shape[1]:
+            codes = np.zeros((self.info.num_codebooks, 0), dtype=np.int16)
         stream.give(AudioEvent(pcm=pcm, start=frame.start + skip, codes=codes))
 
     def _check(self, codes: Codes) -> None:
