@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class HeldOutput(BaseOutputTransport):
         self.written: list[bytes] = []
         self.free = free
         self._pause = 0.04 if free and real_time else 0.0
+        self._due = 0.0
         self._permits = asyncio.Semaphore(0)
         self.changed = asyncio.Event()
 
@@ -55,7 +57,10 @@ class HeldOutput(BaseOutputTransport):
             await self._permits.acquire()
         self.written.append(frame.audio)
         self.changed.set()
-        await asyncio.sleep(self._pause)
+        now = time.monotonic()
+        # A late loop catches up, as a sound device's buffer lets it; after a pause the clock starts anew.
+        self._due = (now if now - self._due > 0.3 else self._due) + self._pause
+        await asyncio.sleep(max(self._due - now, 0.0))
         return True
 
     async def play(self, chunks: int) -> None:
@@ -152,7 +157,7 @@ class Room:
 
     def held_back(self) -> int:
         """Chunks that have left the service since `forget` and could be played."""
-        return len(self.after_tts.audio) // 1920
+        return sum(len(frame.audio) for frame in self.after_tts.of(TTSAudioRawFrame)) // 1920
 
     def forget(self) -> None:
         """Keep nothing of what passed."""

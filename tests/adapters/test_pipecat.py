@@ -112,11 +112,7 @@ async def test_speak_frames_and_what_stands_between_them_keep_their_order() -> N
             getattr(frame, "label", type(frame).__name__)
             for frame in r.after_tts.of(TTSStartedFrame, TTSStoppedFrame, Foo)
         ]
-        assert order == ["TTSStartedFrame", "TTSStoppedFrame", "a", "TTSStartedFrame", "TTSStoppedFrame", "b"] + [
-            "TTSStartedFrame",
-            "TTSStoppedFrame",
-            "c",
-        ]
+        assert order == [name for label in "abc" for name in ("TTSStartedFrame", "TTSStoppedFrame", label)]
         contexts = [frame.context_id for frame in r.after_tts.of(TTSStartedFrame)]
         assert len(set(contexts)) == 3
 

@@ -401,6 +401,7 @@ class HiggsTTSService(TTSService):
         for key, old in list(self._utterances.items()):
             if old.done and not old.dead and old.timeline.ends + _FORGET_AFTER_S < now:
                 del self._utterances[key]  # nobody told what was heard of it; the session took it for heard
+        self.session.by_clock = self._tracker is None
         context = self._tts_contexts.get(context_id)
         utterance = self._utterances[context_id] = _Utterance(
             context_id,

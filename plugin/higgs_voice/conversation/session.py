@@ -89,6 +89,8 @@ class VoiceSession:
         self.settings = settings or SessionSettings()
         self.lexicon = lexicon
         self.clock = clock
+        self.by_clock = True
+        """Whether a speech that nobody settles counts as played by the clock. A framework that always tells says False."""
         self.rate = Rate()
         self._rng = rng or random.Random()
         self._prompt: VoicePrompt | None = None
@@ -332,6 +334,8 @@ class VoiceSession:
 
     def _settle_by_clock(self) -> None:
         """Speeches whose playing time has passed were heard."""
+        if not self.by_clock:
+            return
         for speech in list(self._speeches.values()):
             if speech.complete and not speech.stopped and speech.played_out():
                 self.settle(speech.id, float("inf"))
