@@ -136,7 +136,8 @@ def install(uv: str | None) -> None:
         )
     tool = uv or own_uv
     if works(tool, "--version"):
-        run(tool, "pip", "install", "--python", VENV_PYTHON, *what)
+        # As pip does it: torch and transformers start several times faster from bytecode.
+        run(tool, "pip", "install", "--compile-bytecode", "--python", VENV_PYTHON, *what)
     else:
         run(VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *what)
 
