@@ -719,7 +719,19 @@ def bench_context(
                 f"rebuild of {result.rows} rows {found['rebuild_ms']} ms)  rtf {result.rtf:.2f}"
             )
         first = results[0].as_json()
-        top = {key: first[key] for key in ("ttfa_ms", "ratio_last_first", "ratio_documented", "rebuild_ms", "rtf")}
+        top = {
+            key: first[key]
+            for key in (
+                "ttfa_ms",
+                "ttfa_ms_p50",
+                "ttfa_ms_p95",
+                "ttfa_ms_p99",
+                "ratio_last_first",
+                "ratio_documented",
+                "rebuild_ms",
+                "rtf",
+            )
+        }
         windows = {result.window: result.as_json() for result in results}
         return {"window": results[0].window, **top, "turns": turns, "frames": frames, "windows": windows}
 
