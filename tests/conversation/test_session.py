@@ -246,6 +246,7 @@ async def test_a_chunk_without_sound_is_an_error_at_the_end_and_the_rest_is_spok
             async for item in speech:
                 items.append(item)
         assert "third" in reports(items)[-1].written
+        assert "second" not in [word.text for word in words(items)]
         assert await session.speak("Next.").collect()
 
 

@@ -367,7 +367,8 @@ class Speech:
                     if isinstance(event.error, NoAudioError):
                         self._no_audio = event.error
                     entry.exchange = record.exchange() if not record.settled else entry.exchange
-                    self._give_words(timer.finish(learn=not record.guarded), record)
+                    if record.samples:  # words of a chunk that gave no sound were said to nobody
+                        self._give_words(timer.finish(learn=not record.guarded), record)
                     now = session.clock()
                     self._give(
                         ChunkReport(
