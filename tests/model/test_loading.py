@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_voice.errors import CheckpointError, ModelNotFoundError
 from higgs_voice.model import loading
@@ -127,3 +128,10 @@ def test_the_stand_in_tokenizer_has_the_published_ids() -> None:
 def test_only_true_shapes() -> None:
     with pytest.raises(ModelNotFoundError, match="3b"):
         loading.random_model("7b")
+
+
+def test_the_random_models_codec_has_the_published_shapes() -> None:
+    with torch.device("meta"):
+        codec = HiggsAudioV2TokenizerModel(loading._codec_config())
+    assert codec.quantizer.num_quantizers == 8
+    assert (codec.config.hop_length, codec.config.frame_rate, codec.config.codebook_size) == (960, 25, 1024)

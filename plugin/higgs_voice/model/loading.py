@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from ..errors import CheckpointError, ModelNotFoundError
@@ -298,6 +299,30 @@ _COMMON = (
 )
 
 
+# The published codec's acoustic half: 24 kHz, 960 samples a frame, wide enough to cost what it costs.
+_ACOUSTIC: dict[str, Any] = {
+    "model_type": "dac",
+    "encoder_hidden_size": 64,
+    "downsampling_ratios": [8, 5, 4, 2, 3],
+    "upsampling_ratios": [8, 5, 4, 2, 3],
+    "decoder_hidden_size": 1024,
+    "hidden_size": 256,
+    "hop_length": 960,
+    "n_codebooks": 9,
+    "codebook_size": 1024,
+    "codebook_dim": 8,
+}
+
+
+def _codec_config() -> HiggsAudioV2TokenizerConfig:
+    """The published codec's shapes: 25 frames a second, eight codebooks (2 kbit/s) of 1024 codes."""
+    return HiggsAudioV2TokenizerConfig(
+        target_bandwidths=[0.5, 1, 1.5, 2],
+        acoustic_model_config=_ACOUSTIC,
+        semantic_model_config={"model_type": "hubert"},
+    )
+
+
 def stand_in_tokenizer() -> Any:
     """A tokenizer with the published one's special ids and a small English vocabulary, for models with random weights.
 
@@ -346,14 +371,23 @@ def random_model(
     kind = pick_dtype(dtype, where)
     settings: dict[str, Any] = {"codebook_size": 1026} | ({} if layers is None else {"num_hidden_layers": layers})
     config: Any = HiggsAudioV2Config(**settings)
-    model = _random(HiggsAudioV2ForConditionalGeneration, config, where, kind, seed)
-    codec = _random(HiggsAudioV2TokenizerModel, HiggsAudioV2TokenizerConfig(), where, torch.float32, seed)
+    with no_init_weights():  # billions of numbers need not be drawn twice
+        model = _random(HiggsAudioV2ForConditionalGeneration, config, where, kind, seed)
+    generator = torch.Generator(where).manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, config.initializer_range, generator=generator)
+            else:  # a norm
+                parameter.fill_(1.0)
+    voice = _codec_config()
+    codec = _random(HiggsAudioV2TokenizerModel, voice, where, torch.float32, seed)
     extractor = DacFeatureExtractor(sampling_rate=codec.config.sample_rate, hop_length=1)
     return _assemble(f"random-{shape}", model, codec, stand_in_tokenizer(), extractor, where, kind)
 
 
 def _random(cls: Any, config: Any, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
-    """A network with the class's own initialisation, made on the device."""
+    """A network made on the device, with the class's own initialisation."""
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device), quiet():
         torch.manual_seed(seed)
