@@ -18,6 +18,7 @@ A caller may ask the agent's participant what the voice remembers: the RPC metho
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import json
 import os
@@ -47,7 +48,7 @@ ANSWERS = (
 )
 
 
-class ScriptedLLM(llm.LLM):
+class ScriptedLLM(llm.LLM[Any]):
     """Answers from a list, a word at a time. A message that begins with ``say:`` is said as it stands."""
 
     def __init__(self, word_s: float = 0.01) -> None:
@@ -82,7 +83,7 @@ class _ScriptedStream(llm.LLMStream):
             await asyncio.sleep(script.word_s)
 
 
-def make_llm() -> llm.LLM:
+def make_llm() -> llm.LLM[Any]:
     """The LLM that the environment names, or the script."""
     url = os.environ.get("HIGGS_AGENT_LLM_URL")
     if not url:
@@ -113,10 +114,9 @@ def make_ears() -> dict[str, Any]:
 
 def _openai() -> Any:
     try:
-        from livekit.plugins import openai
+        return importlib.import_module("livekit.plugins.openai")
     except ImportError as error:
         raise SystemExit("an OpenAI-compatible LLM or STT needs: pip install livekit-plugins-openai") from error
-    return openai
 
 
 class Assistant(Agent):

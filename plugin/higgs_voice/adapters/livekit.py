@@ -681,6 +681,9 @@ class TTS(tts.TTS[Any]):
             await conversation.aclose()
         self._own = None
 
+    async def __aenter__(self) -> TTS:
+        return self
+
 
 class SynthesizeStream(tts.SynthesizeStream):
     """One speech: text in as it streams, frames and timed words out."""
