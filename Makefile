@@ -7,11 +7,11 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo room test check format bench clean distclean
+.PHONY: help setup demo room test check format bench livekit-server test-livekit bench-room clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
-		while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while IFS="$$(printf '\t')" read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 setup: ## set up .venv, or see that it is (every other target does this first)
 	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) is not on PATH; install Python 3.11 or later" >&2; exit 1; }
@@ -41,6 +41,15 @@ format: setup ## let ruff repair and format the code
 
 bench: setup ## time to first audio over a conversation of 50 turns; prints the hardware and one JSON line
 	@$(BIN)/higgs-voice bench context --turns 50 $(ARGS)
+
+livekit-server: setup ## find livekit-server, or build the pinned one into .tools (needs Go 1.26)
+	@$(BIN)/python scripts/livekit_server.py --install
+
+test-livekit: livekit-server ## a real LiveKit room on this machine: server, engine, worker, caller
+	@$(BIN)/python -m pytest tests/e2e/livekit_room.py $(ARGS)
+
+bench-room: livekit-server ## what a LiveKit room adds to the engine's time to first audio
+	@$(BIN)/python benchmarks/room.py $(ARGS)
 
 clean: ## remove what runs and builds leave behind
 	@rm -rf out dist build .pytest_cache .ruff_cache .hypothesis

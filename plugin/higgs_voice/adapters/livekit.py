@@ -123,23 +123,12 @@ class _Said:
         return (self.paused_at if self.paused_at is not None else now) - self.started_at
 
 
-class _ToldSession(VoiceSession):
-    """A session whose framework says what was heard. Until it does, nothing counts as heard because time has passed: the
-    output may be paused, or busy with an earlier segment."""
-
-    told = False
-
-    def _settle_by_clock(self) -> None:
-        if not self.told:
-            super()._settle_by_clock()
-
-
 class Conversation:
     """One voice on one engine, for as long as an `AgentSession` lives (or a TTS that is used without one)."""
 
     def __init__(self, options: _Options) -> None:
         self._options = options
-        self._session: _ToldSession | None = None
+        self._session: VoiceSession | None = None
         self._engine: Synthesizer | None = None
         self._borrowed: str | None = None
         self._opening = asyncio.Lock()
@@ -169,7 +158,7 @@ class Conversation:
                     engine = self._engine = await engines.borrow(options.model)
                     self._borrowed = options.model
                 await engine.start()
-                session = _ToldSession(
+                session = VoiceSession(
                     engine,
                     voice=await _voice(options),
                     # how far to run ahead is decided here, by what is played
@@ -191,7 +180,7 @@ class Conversation:
             elif not said.captured and said.handle is not None and (said.handle.interrupted or said.handle.done()):
                 said.settle(0.0)
         if self._session is not None:
-            self._session.told = handle is not None
+            self._session.by_clock = handle is None
         speech = session.speak()
         said = self.said[speech.id] = _Said(speech, self, handle)
         if handle is not None:

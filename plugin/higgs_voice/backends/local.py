@@ -89,8 +89,9 @@ class _Channel:
 class _Stream:
     """One chunk on its way out; lives on the worker's thread. Implements the worker's `Listener`."""
 
-    def __init__(self, channel: _Channel, guards: Guards, decode: DecodeStream | None) -> None:
+    def __init__(self, channel: _Channel, guards: Guards, decode: DecodeStream | None, codebooks: int) -> None:
         self.channel = channel
+        self._no_codes: Codes = np.zeros((codebooks, 0), dtype=np.int16)
         self.decode = decode
         self.job: Job | None = None
         self._guards = guards
@@ -122,7 +123,7 @@ class _Stream:
             self._first_at = time.monotonic()
             if self.job is not None:
                 self.job.timings["ttfa"] = self._first_at - self.job.submitted
-        codes = np.concatenate(self._codes, axis=1) if self._codes else np.zeros((0, 0), dtype=np.int16)
+        codes = np.concatenate(self._codes, axis=1) if self._codes else self._no_codes
         self._codes.clear()
         self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
         self._sent += samples.size
@@ -251,7 +252,7 @@ class LocalSynthesizer:
     async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         worker = self._running()
         channel = _Channel(asyncio.get_running_loop())
-        stream = _Stream(channel, self._guards, self._decoder.open() if request.pcm else None)
+        stream = _Stream(channel, self._guards, self._decoder.open() if request.pcm else None, self.info.num_codebooks)
         job = self._job(request, stream)
         stream.job = job
         worker.submit(job)
