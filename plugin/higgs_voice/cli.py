@@ -66,7 +66,7 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="HIGGS_VOICE_MODEL",
-        help="nano (embedded), a hub id, a folder, ws://host:port, boson:<hub id or folder>, or fake.",
+        help="nano (embedded), a hub id, a folder, ws://host:port, or fake.",
     ),
 ]
 Token = Annotated[
