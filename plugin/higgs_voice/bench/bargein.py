@@ -100,6 +100,6 @@ async def _interrupt(engine: Synthesizer, session: VoiceSession, result: Result)
     began = time.perf_counter()
     session.interrupt()
     while _active(engine) and time.perf_counter() - began < IDLE_TIMEOUT_S:  # noqa: ASYNC110  # nobody tells of the engine's idleness
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.0005)  # a loop that never sleeps would hold the interpreter against the engine's thread
     result.idle.append(time.perf_counter() - began)
     result.steps.append(_steps(engine) - steps)
