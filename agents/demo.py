@@ -52,6 +52,7 @@ from higgs_voice import (
     Synthesizer,
     Voice,
     VoiceSession,
+    Window,
     create_backend,
 )
 from higgs_voice.adapters.pipecat import HiggsTTSService
@@ -232,6 +233,7 @@ async def room(args: argparse.Namespace, engine: Synthesizer, listener: Listener
         engine=engine,
         voice=Voice.create(speakers=args.speaker),
         settings=HiggsTTSService.Settings(temperature=args.temperature, seed=args.seed),
+        session_settings=SessionSettings(window=Window.last_n(args.window)),
     )
     notes = Notes(tts)
 
@@ -378,6 +380,12 @@ def main() -> int:
     parser.add_argument("--other-speaker", default="masculine", help="the caller's voice")
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=1,
+        help="exchanges in the context; the embedded voice has learned to hear one, the 3B many",
+    )
     parser.add_argument("--short", action="store_true", help="a shorter script")
     parser.add_argument("--out", default="out", help="the folder for demo.wav and demo.png")
     args = parser.parse_args()

@@ -44,7 +44,7 @@ from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
 
-from higgs_voice import Synthesizer, Voice, create_backend
+from higgs_voice import SessionSettings, Synthesizer, Voice, Window, create_backend
 from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
 
 STALL = "\u2404"
@@ -173,6 +173,13 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stt", choices=("pocketsphinx", "none"), default="pocketsphinx", help="who understands speech"
     )
+    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=1,
+        help="exchanges in the context; the embedded voice has learned to hear one, the 3B many",
+    )
     parser.add_argument("--llm-url", help="an OpenAI-compatible server; without it a stand-in answers")
     parser.add_argument("--llm-model", default="default", help="the model's name there")
     parser.add_argument("--llm-key", default="none", help="the key it asks for, if any")
@@ -191,7 +198,12 @@ async def bot(runner_args: RunnerArguments) -> None:
     transport = await create_transport(
         runner_args, {"webrtc": lambda: TransportParams(audio_in_enabled=True, audio_out_enabled=True)}
     )
-    tts = HiggsTTSService(engine=_engine, voice=Voice.create(speakers=args.speaker))
+    tts = HiggsTTSService(
+        engine=_engine,
+        voice=Voice.create(speakers=args.speaker),
+        settings=HiggsTTSService.Settings(temperature=args.temperature),
+        session_settings=SessionSettings(window=Window.last_n(args.window)),
+    )
     llm: FrameProcessor = ScriptedLLM(stand_in)
     if args.llm_url:
         from pipecat.services.openai.llm import OpenAILLMService

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..audio import FRAME_RATE, HOP, SAMPLE_RATE, to_int16
+from ..audio import FRAME_RATE, SAMPLE_RATE, to_int16
 from ..codec import Decoder, DecodeStream, Encoder
 from ..config import Sampling, Settings
 from ..conversation.synthesizer import (
@@ -43,9 +44,9 @@ class Guards(Settings):
     """When a stream is ended although the model has not ended it."""
 
     base_s: float = Field(default=3.0, gt=0.0)
-    """Runaway: more than base_s + s_per_char * characters of audio."""
-    s_per_char: float = Field(default=0.25, gt=0.0)
-    """About three times slow speech."""
+    """Runaway: more than base_s + s_per_char * letters of audio, where a wide character (CJK) counts as three letters."""
+    s_per_char: float = Field(default=0.15, gt=0.0)
+    """About twice slow speech; half of it and a small base would still let everything pass that ends by itself."""
     silence_s: float = Field(default=3.0, gt=0.0)
     """Silence: that much without voice, after voice or before any."""
     silence_level: float = Field(default=0.004, ge=0.0)
@@ -278,7 +279,7 @@ class LocalSynthesizer:
         rows = Rows.concat([self._context_rows(request.context), self._builder.opening(request.text)])
         room = self.info.max_positions - len(rows)
         guards = self._guards
-        max_frames = int((guards.base_s + guards.s_per_char * len(request.text)) * FRAME_RATE)
+        max_frames = int((guards.base_s + guards.s_per_char * _letters(request.text)) * FRAME_RATE)
         return Job(
             key=request.speech_id,
             session=request.session_id,
@@ -379,4 +380,9 @@ class LocalSynthesizer:
         return rows
 
 
-__all__ = ["HOP", "Guards", "LocalSynthesizer"]
+def _letters(text: str) -> int:
+    """Characters as a measure of how long a text sounds: a wide one is a syllable."""
+    return sum(3 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+__all__ = ["Guards", "LocalSynthesizer"]
