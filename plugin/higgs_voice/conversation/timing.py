@@ -3,8 +3,8 @@
 A chunk's voiced stretch is divided among its words by the number of characters that are *spoken* for each ("$5" is
 "five dollars"), with extra weight for the pause that punctuation makes. While a chunk is being generated, its length
 is not known and the session's speaking rate so far stands in for it; when it has ended, the words not yet given out are
-spread over what is left. On the embedded voice the median error is some tens of milliseconds a word and grows with
-uneven pauses; word times never go back.
+spread over what is left. The error grows with uneven pauses and has not been measured against an alignment; word times never
+go back.
 """
 
 from __future__ import annotations
