@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo room test check format bench livekit-server test-livekit bench-room clean distclean
+.PHONY: help setup demo room test check format bench livekit livekit-server test-livekit bench-room clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -42,11 +42,14 @@ format: setup ## let ruff repair and format the code
 bench: setup ## time to first audio over a conversation of 50 turns; prints the hardware and one JSON line
 	@$(BIN)/higgs-voice bench context --turns 50 $(ARGS)
 
+livekit: livekit-server ## talk with the LiveKit agent: starts server, engine and worker here, prints a join link
+	@$(BIN)/python agents/livekit_local.py $(ARGS)
+
 livekit-server: setup ## find livekit-server, or build the pinned one into .tools (needs Go 1.26)
 	@$(BIN)/python scripts/livekit_server.py --install
 
 test-livekit: livekit-server ## a real LiveKit room on this machine: server, engine, worker, caller
-	@$(BIN)/python -m pytest tests/e2e/livekit_room.py $(ARGS)
+	@$(BIN)/python -m pytest tests/e2e/livekit_*.py $(ARGS)
 
 bench-room: livekit-server ## what a LiveKit room adds to the engine's time to first audio
 	@$(BIN)/python benchmarks/room.py $(ARGS)

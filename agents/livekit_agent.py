@@ -7,17 +7,21 @@ no speech recognition nobody writes down what was said). Set these to change tha
                           one in each job), a hub id or a folder
     HIGGS_VOICE_TOKEN     the server's token
     HIGGS_AGENT_VOICE     a description of the speaker, or a saved voice
+    HIGGS_AGENT_WINDOW    how many exchanges the voice hears of what it said before (40 s of them; nano: 1)
+    HIGGS_AGENT_TEMPERATURE, HIGGS_AGENT_SEED   how codes are drawn (0.7, nano: 0.3; another seed for every chunk)
     HIGGS_AGENT_LLM_URL   an OpenAI-compatible LLM, such as http://127.0.0.1:11434/v1; with HIGGS_AGENT_LLM_MODEL
     HIGGS_AGENT_WORD_S    seconds the script takes for a word (0.01)
     HIGGS_AGENT_STT_URL   an OpenAI-compatible transcriber; with HIGGS_AGENT_STT_MODEL
     LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET   the LiveKit server (`make livekit` sets them)
 
-A caller may ask the agent's participant what the voice remembers: the RPC method "higgs.memory" answers with JSON.
+A caller may ask the agent's participant what the voice remembers: the RPC method "higgs.memory" answers with JSON. With the
+number of an exchange as payload it answers with that exchange's codes, in base64.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import itertools
 import json
@@ -95,6 +99,21 @@ def make_llm() -> llm.LLM[Any]:
     )
 
 
+def make_settings() -> higgs.SessionSettings:
+    """What the voice remembers and how it is drawn, by the environment. The embedded voice has learned to hear one earlier
+    exchange, and to be drawn at a low temperature."""
+    window = os.environ.get("HIGGS_AGENT_WINDOW", "1" if MODEL == "nano" else "")
+    temperature = os.environ.get("HIGGS_AGENT_TEMPERATURE", "0.3" if MODEL == "nano" else "")
+    seed = os.environ.get("HIGGS_AGENT_SEED")
+    sampling = higgs.Sampling()
+    if temperature:
+        sampling = sampling.replace(temperature=float(temperature))
+    if seed:
+        sampling = sampling.replace(seed=int(seed))
+    settings = higgs.SessionSettings(sampling=sampling)
+    return settings.replace(window=higgs.Window.last_n(int(window))) if window else settings
+
+
 def make_ears() -> dict[str, Any]:
     """Speech recognition as the environment names it. Without any, the caller's voice interrupts and nothing more: there will
     be no transcript to confirm that it was meant, so that the framework must not wait for one."""
@@ -141,6 +160,7 @@ async def entrypoint(ctx: JobContext) -> None:
         model=MODEL,
         token=os.environ.get("HIGGS_VOICE_TOKEN"),
         voice=os.environ.get("HIGGS_AGENT_VOICE"),
+        settings=make_settings(),
     )
     session: AgentSession[None] = AgentSession(llm=make_llm(), tts=tts, **make_ears())
     # The caller may come back: the call ends with the room.
@@ -148,10 +168,12 @@ async def entrypoint(ctx: JobContext) -> None:
     await session.start(Assistant(), room=ctx.room, room_options=options)
     higgs.attach(session)
 
-    async def memory(_: RpcInvocationData) -> str:
+    async def memory(asked: RpcInvocationData) -> str:
         voice = tts.conversation(session).session
         if voice is None:
             return json.dumps({"exchanges": []})
+        if asked.payload:
+            return base64.b64encode(voice.exchanges[int(asked.payload)].codes.astype("<i2").tobytes()).decode()
         exchanges = [{"text": item.text, "seconds": item.frames / 25} for item in voice.exchanges]
         return json.dumps({"session": voice.id, "exchanges": exchanges, "provisional": voice.stats.provisional})
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from livekit import api, rtc
@@ -47,14 +47,20 @@ class Stage:
         self.folder = folder
         self.model = model
         self.spare = spare
-        self.environment = environment
         """Whether a second engine server stands by."""
+        self.environment = environment
+        """The worker's and the engines', beside this process's own."""
         self.port, self.second_port = livekit_server.free_port(), livekit_server.free_port()
         self.server: Any = None
         self.engine: subprocess.Popen[bytes] | None = None
         self.second: subprocess.Popen[bytes] | None = None
         self.worker: subprocess.Popen[bytes] | None = None
         self._workers = 0
+
+    @property
+    def url(self) -> str:
+        """The LiveKit server's."""
+        return self.server.url
 
     @property
     def engine_url(self) -> str:
@@ -145,11 +151,20 @@ def wait(condition: Callable[[], bool], timeout_s: float, process: subprocess.Po
         time.sleep(0.1)
 
 
+class Venue(Protocol):
+    """Where a caller may join."""
+
+    @property
+    def url(self) -> str: ...
+
+    def token(self, room: str, name: str) -> str: ...
+
+
 @dataclass
 class Caller:
     """A participant who listens. Times are `time.perf_counter`'s."""
 
-    stage: Stage
+    stage: Venue
     room_name: str
     name: str = "caller"
     room: rtc.Room = field(default_factory=rtc.Room)
@@ -162,7 +177,7 @@ class Caller:
 
     async def __aenter__(self) -> Caller:
         self.room.on("track_subscribed", self._subscribed)
-        await self.room.connect(self.stage.server.url, self.stage.token(self.room_name, self.name))
+        await self.room.connect(self.stage.url, self.stage.token(self.room_name, self.name))
         return self
 
     async def __aexit__(self, *_: object) -> None:
