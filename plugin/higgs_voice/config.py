@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -80,3 +82,14 @@ class Window(Settings):
     def seconds(cls, low: float = 20.0, high: float = 40.0, *, pin_first: bool = True) -> Window:
         """The sessions' default."""
         return cls(kind="seconds", low=low, high=high, pin_first=pin_first)
+
+
+def voices_folder() -> Path:
+    """The operator's folder of voices: ``HIGGS_VOICE_VOICES``, else ``voices`` in the program's own configuration folder
+    (``~/.config/higgs-voice`` on Linux, ``~/Library/Application Support/higgs-voice`` on macOS). It need not exist."""
+    said = os.environ.get("HIGGS_VOICE_VOICES")
+    if said:
+        return Path(said).expanduser()
+    from typer import get_app_dir
+
+    return Path(get_app_dir("higgs-voice")) / "voices"

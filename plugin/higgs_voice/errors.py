@@ -6,6 +6,7 @@ HiggsVoiceError
 ├── VoiceError (ValueError)        a voice cannot be used as asked
 │   ├── ClipError                  a reference clip: missing, not audio, empty, too long, not finite
 │   └── VoiceFileError             a saved voice cannot be read
+├── SnapshotError (ValueError)     a conversation's snapshot cannot be taken up
 ├── ModelError                     a checkpoint cannot be used
 │   ├── ModelNotFoundError         nothing by that name
 │   └── CheckpointError            found, but corrupt or of another kind
@@ -48,6 +49,10 @@ class ClipError(VoiceError):
 
 class VoiceFileError(VoiceError):
     """A saved voice cannot be read."""
+
+
+class SnapshotError(HiggsVoiceError, ValueError):
+    """A conversation's snapshot is no snapshot, of another version, or of another engine's codes."""
 
 
 class ModelError(HiggsVoiceError):

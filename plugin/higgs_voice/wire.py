@@ -137,6 +137,14 @@ class CloseSession(Message):
     session: Name
 
 
+class VoiceRequest(Message):
+    """One of the server's voices by its name, as `GET /v1/voices` lists them; answered by a `VoiceFrame` or `Failed`."""
+
+    type: Literal["voice"] = "voice"
+    request: Number
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
 # --- from the server -------------------------------------------------------------------------------------------------
 
 
@@ -200,14 +208,14 @@ class Refusal(Message):
 
 
 ClientMessage = Annotated[
-    Hello | Speak | Ack | Stop | Prepare | CloseSession,
+    Hello | Speak | Ack | Stop | Prepare | CloseSession | VoiceRequest,
     Field(discriminator="type"),
 ]
 ServerMessage = Annotated[
     Welcome | Unknown | Finished | Failed | Draining | Refusal,
     Field(discriminator="type"),
 ]
-_CLIENT: TypeAdapter[Hello | Speak | Ack | Stop | Prepare | CloseSession] = TypeAdapter(ClientMessage)
+_CLIENT: TypeAdapter[Hello | Speak | Ack | Stop | Prepare | CloseSession | VoiceRequest] = TypeAdapter(ClientMessage)
 _SERVER: TypeAdapter[Welcome | Unknown | Finished | Failed | Draining | Refusal] = TypeAdapter(ServerMessage)
 
 
@@ -215,7 +223,7 @@ def dump(message: Message) -> str:
     return message.model_dump_json()
 
 
-def parse_client(text: str) -> Hello | Speak | Ack | Stop | Prepare | CloseSession:
+def parse_client(text: str) -> Hello | Speak | Ack | Stop | Prepare | CloseSession | VoiceRequest:
     """A message of a client. Errors: `ProtocolError`."""
     try:
         return _CLIENT.validate_json(text)
@@ -239,7 +247,7 @@ def _sentence(side: str, error: ValidationError) -> str:
 
 # --- binary frames ---------------------------------------------------------------------------------------------------
 
-AUDIO, EXCHANGE, CLIP, CODES, SOUND = 1, 2, 3, 4, 5
+AUDIO, EXCHANGE, CLIP, CODES, SOUND, VOICE = 1, 2, 3, 4, 5, 6
 
 _AUDIO = struct.Struct("!BIIQHI")
 _EXCHANGE = struct.Struct("!BIHI")
@@ -317,7 +325,18 @@ class SoundFrame:
         return _CLIP.pack(SOUND, self.request) + self.samples.astype("<f4").tobytes()
 
 
-Frame = AudioFrame | ExchangeFrame | ClipFrame | CodesFrame | SoundFrame
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceFrame:
+    """Server to client: the voice of that request, as a saved voice (`Voice.to_bytes`) with codes and without sound."""
+
+    request: int
+    data: bytes
+
+    def pack(self) -> bytes:
+        return _CLIP.pack(VOICE, self.request) + self.data
+
+
+Frame = AudioFrame | ExchangeFrame | ClipFrame | CodesFrame | SoundFrame | VoiceFrame
 
 
 def unpack(data: bytes) -> Frame:
@@ -345,8 +364,10 @@ def unpack(data: bytes) -> Frame:
                 return CodesFrame(request=request, codes=codes)
             case 5:
                 return SoundFrame(request=_CLIP.unpack_from(data)[1], samples=_samples(data))
+            case 6:
+                return VoiceFrame(request=_CLIP.unpack_from(data)[1], data=data[_CLIP.size :])
             case kind:
-                raise ProtocolError(f"a binary frame is of kind {kind}; {SUBPROTOCOL} has 1 to 5")
+                raise ProtocolError(f"a binary frame is of kind {kind}; {SUBPROTOCOL} has 1 to 6")
     except (struct.error, ValueError) as error:
         raise ProtocolError(f"a binary frame of {len(data)} bytes is cut short or not of {SUBPROTOCOL}") from error
 

@@ -307,7 +307,7 @@ async def test_engines_are_shared_by_name_and_the_line_is_made_again() -> None:
     engine = FakeSynthesizer(frames_per_char=0.5)
     async with Server(engine, ServerSettings(port=0, token="open sesame")) as server, Proxy(server.port) as proxy:
         one = higgs.TTS(model=proxy.url, token="open sesame")
-        two = higgs.TTS(model=proxy.url, token="open sesame", voice="deep")
+        two = higgs.TTS(model=proxy.url, token="open sesame", voice="deep; calm")
         assert one.model == proxy.url
         metrics: list[Any] = []
         one.on("metrics_collected", metrics.append)

@@ -212,7 +212,7 @@ async def test_one_voice_over_agents() -> None:
         assert call.texts == ["From the first agent.", "From the second agent.", "From the third agent."]
         assert len({request.session_id for request in call.engine.requests}) == 1
         # A fourth one means another voice.
-        await call.hand_over(Agent(instructions="Fourth.", tts=higgs.TTS(engine=call.engine, voice="deep")))
+        await call.hand_over(Agent(instructions="Fourth.", tts=higgs.TTS(engine=call.engine, voice="deep; calm")))
         await call.say("From the fourth agent.")
         assert len({request.session_id for request in call.engine.requests}) == 2
         assert len(call.texts) == 3
@@ -321,15 +321,15 @@ async def test_twenty_turns_of_an_llm_are_one_voice() -> None:
 
 @virtual
 async def test_update_options_during_a_turn_does_not_cut_it() -> None:
-    async with Call(voice="feminine") as call:
+    async with Call(voice="feminine; warm") as call:
         handle = call.session.say(LONG)
         await asyncio.sleep(1.0)
-        call.tts.update_options(voice="masculine")
+        call.tts.update_options(voice="masculine; old")
         await handle
         assert call.speaker.played[0][1] is False
         await call.say(NEXT)
-        assert call.engine.requests[0].context.voice.speakers == ("SPEAKER0: feminine",)
-        assert call.engine.requests[-1].context.voice.speakers == ("SPEAKER0: masculine",)
+        assert call.engine.requests[0].context.voice.speakers == ("SPEAKER0: feminine; warm",)
+        assert call.engine.requests[-1].context.voice.speakers == ("SPEAKER0: masculine; old",)
 
 
 @virtual

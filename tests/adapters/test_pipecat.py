@@ -352,7 +352,7 @@ async def test_settings_are_complete_and_settings_go_before_arguments() -> None:
 
 async def test_live_updates() -> None:
     engine = FakeSynthesizer(frames_per_char=0.5)
-    tts = service(engine, voice="feminine")
+    tts = service(engine, voice="feminine; warm")
     async with room(tts) as r:
         await r.say("Hello.")
         await r.until(lambda: bool(r.transcript()))
@@ -361,20 +361,20 @@ async def test_live_updates() -> None:
         await r.until(lambda: len(r.transcript()) == 2)
         assert (engine.requests[1].sampling.temperature, engine.requests[1].sampling.seed) == (0.3, 7)
         assert len(engine.requests[1].context.exchanges) == 1
-        await r.worker.queue_frame(TTSUpdateSettingsFrame(delta=TTSSettings(voice="masculine")))
+        await r.worker.queue_frame(TTSUpdateSettingsFrame(delta=TTSSettings(voice="masculine; old")))
         await r.say("New voice, new context.")
         await r.until(lambda: len(r.transcript()) == 3)
-        assert engine.requests[2].context.voice.speakers == ("SPEAKER0: masculine",)
+        assert engine.requests[2].context.voice.speakers == ("SPEAKER0: masculine; old",)
         assert engine.requests[2].context.exchanges == ()
         delta = HiggsTTSSettings(scene="A quiet room.", on_voice_change="keep", language="de")
         await r.worker.queue_frame(TTSUpdateSettingsFrame(delta=delta))
         await r.say("New scene, old context.")
         await r.until(lambda: len(engine.requests) == 4)
         assert engine.requests[3].context.voice.scene == "A quiet room."
-        assert engine.requests[3].context.voice.speakers == ("SPEAKER0: masculine",)
+        assert engine.requests[3].context.voice.speakers == ("SPEAKER0: masculine; old",)
         assert len(engine.requests[3].context.exchanges) == 1
         assert tts.session.settings.language == "de"
-        assert (tts.settings.scene, tts.settings.voice) == ("A quiet room.", "masculine")
+        assert (tts.settings.scene, tts.settings.voice) == ("A quiet room.", "masculine; old")
         assert r.errors() == []
 
 

@@ -34,6 +34,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from ..audio import SAMPLE_RATE, PcmChunk
 from ..config import Sampling
+from ..conversation.presets import find_voice
 from ..conversation.session import SessionSettings, VoiceSession
 from ..conversation.speech import Speech
 from ..conversation.synthesizer import Synthesizer
@@ -160,7 +161,7 @@ class Conversation:
                 await engine.start()
                 session = VoiceSession(
                     engine,
-                    voice=await _voice(options),
+                    voice=await _voice(options, engine),
                     # how far to run ahead is decided here, by what is played
                     settings=options.settings.replace(run_ahead_s=min(options.settings.run_ahead_s, 0.5)),
                     lexicon=options.lexicon,
@@ -205,7 +206,7 @@ class Conversation:
                 async with self._opening:
                     if self._session is not None:
                         await self._session.update(
-                            voice=await _voice(options),
+                            voice=await _voice(options, self._session.engine),
                             sampling=options.settings.sampling,
                             lexicon=options.lexicon,
                             context=context,
@@ -490,27 +491,16 @@ class _Options:
         return (self.model if self.engine is None else id(self.engine), said, self.scene, self.speakers)
 
 
-def _voice_of(options: _Options) -> Voice:
-    """The voice that the options mean: a `Voice`, a file that `Voice.save` wrote, or a description. Errors: `VoiceError`."""
-    voice = options.voice
-    if voice is None:
-        voice = Voice()
-    elif isinstance(voice, Path) or (isinstance(voice, str) and (voice.endswith(".voice") or Path(voice).is_file())):
-        voice = Voice.load(voice)
-    elif isinstance(voice, str):
-        voice = Voice.create(name=voice, speakers=voice)
+async def _voice(options: _Options, engine: Synthesizer) -> Voice:
+    """The voice that the options mean: a `Voice`, or what `find_voice` takes. Errors: `VoiceError`, `RemoteError`."""
+    voice = options.voice or Voice()
+    if not isinstance(voice, Voice):
+        voice = await find_voice(voice, engine)
     if options.scene is not None:
         voice = replace(voice, scene=options.scene.strip() or None)
     if options.speakers is not None:
         voice = replace(voice, speakers=Voice.create(speakers=options.speakers).speakers)
     return voice
-
-
-async def _voice(options: _Options) -> Voice:
-    """Files are read beside the event loop."""
-    if options.voice is None or isinstance(options.voice, Voice):
-        return _voice_of(options)
-    return await asyncio.to_thread(_voice_of, options)
 
 
 class TTS(tts.TTS[Any]):
@@ -522,7 +512,8 @@ class TTS(tts.TTS[Any]):
             is lost). One process makes one engine of each.
         engine: an engine of your own instead; it is used and never closed.
         token: the server's bearer token.
-        voice: a `Voice`, a file that `Voice.save` wrote, or a description such as "feminine; warm".
+        voice: a `Voice`, a preset's name (one word: of the operator's folder, of the server, or of those that ship), a
+            file that `Voice.save` wrote, or a description such as "feminine; warm".
         scene, speakers: replace the voice's own.
         sampling, settings: how codes are drawn; how a session cuts text and what it remembers.
         lexicon: how words of your own are said.

@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ..audio import PcmChunk
 from ..config import Sampling
+from ..conversation.presets import find_voice
 from ..conversation.session import SessionSettings, VoiceSession
 from ..conversation.speech import ChunkReport, Speech
 from ..conversation.synthesizer import Synthesizer
@@ -83,8 +82,6 @@ SETUP_PATIENCE_S = 15.0
 """How long the pipeline's start waits for the engine. A model that takes longer goes on loading behind it."""
 _UTTERANCE = "higgs_voice.utterance"
 """Key of a frame's metadata: the utterance it belongs to, or follows."""
-_PATH = re.compile(r"\S*/\S*|\S+\.[A-Za-z]\w{0,9}")
-"""What is meant as the path of a saved voice, whether it is there or not."""
 _AFTER = "higgs_voice.after"
 """Key of a frame's metadata: how much of the utterance's written text stands before it, for text that is not spoken."""
 _SAMPLING = tuple(Sampling.model_fields)
@@ -105,7 +102,8 @@ class HiggsTTSSettings(TTSSettings):
     """What can be changed while the pipeline runs, by a ``TTSUpdateSettingsFrame``; from the next speech on.
 
     Parameters:
-        voice: A `Voice`, the path of a saved one, or a description of the speaker such as "feminine; warm".
+        voice: A `Voice`, a preset's name, the path of a saved one, or a description of the speaker such as "feminine;
+            warm"; one word is a name. A name is looked for in the operator's folder, at the server, and among those that ship.
         language: For what is said for numbers, dates and units.
         scene: Where it is recorded; of the voice.
         speakers: Descriptions of the speakers; of the voice.
@@ -291,7 +289,8 @@ class HiggsTTSService(TTSService):
                 name = str(self._settings.model)
                 engine = await engines.borrow(name)
                 self._borrowed = name
-            voice = await self._voice_of(self._voice_given or Voice(), self._settings.scene, self._settings.speakers)
+            given = self._voice_given or Voice()
+            voice = await self._voice_of(given, engine, self._settings.scene, self._settings.speakers)
             self._session = VoiceSession(
                 engine, voice=voice, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
             )
@@ -645,7 +644,7 @@ class HiggsTTSService(TTSService):
             sampling = _sampling_of(wanted)
             if any(is_given(item) for item in (own.voice, own.scene, own.speakers)):
                 base = own.voice if is_given(own.voice) and own.voice is not None else self.session.voice
-                voice = await self._voice_of(base, own.scene, own.speakers)
+                voice = await self._voice_of(base, self.session.engine, own.scene, own.speakers)
                 own.voice, own.scene, own.speakers = voice.name, voice.scene, voice.speakers
             if voice is not None or sampling != self.session.settings.sampling:
                 keep = wanted.on_voice_change == "keep"
@@ -663,15 +662,13 @@ class HiggsTTSService(TTSService):
     async def _voice_of(
         self,
         voice: Voice | str,
+        engine: Synthesizer,
         scene: str | NotGiven | None,
         speakers: tuple[str, ...] | list[str] | str | NotGiven | None,
     ) -> Voice:
         """A voice by what names it, with its scene and speakers changed where given. Errors: `VoiceError`."""
         if isinstance(voice, str):
-            if _PATH.fullmatch(voice) or await asyncio.to_thread(_is_file, voice):
-                voice = await asyncio.to_thread(Voice.load, voice)
-            else:
-                voice = Voice.create(name=voice, speakers=voice)
+            voice = await find_voice(voice, engine)
         if is_given(scene) and scene is not None:
             voice = replace(voice, scene=scene.strip() or None)
         if is_given(speakers) and speakers is not None:
@@ -791,10 +788,6 @@ class PlayoutTracker(FrameProcessor):
     def _due(frame: Frame) -> bool:
         utterance: _Utterance = frame.metadata[_UTTERANCE]
         return utterance.over or (_AFTER in frame.metadata and utterance.shown >= frame.metadata[_AFTER])
-
-
-def _is_file(name: str) -> bool:
-    return len(name) < 256 and Path(name).is_file()
 
 
 def _sampling_of(settings: HiggsTTSSettings) -> Sampling:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from .. import errors, wire
 from .._version import __version__
 from ..audio import SAMPLE_RATE
+from ..conversation.presets import check_name
 from ..conversation.synthesizer import (
     AudioEvent,
     Codes,
@@ -39,6 +40,7 @@ from ..conversation.synthesizer import (
     SpeakRequest,
     SpeechEvent,
 )
+from ..conversation.voice import Voice
 from ..errors import ConnectionLostError, EngineClosedError, HiggsVoiceError, ProtocolError, RefusedError, SettingsError
 
 log = logging.getLogger("higgs_voice.remote")
@@ -46,6 +48,7 @@ log = logging.getLogger("higgs_voice.remote")
 _RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Waits between attempts to connect; the last one repeats."""
 _MAX_MESSAGE = 16 * 2**20
+_FrameT = TypeVar("_FrameT", wire.CodesFrame, wire.SoundFrame, wire.VoiceFrame)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +135,7 @@ class RemoteSynthesizer:
         self._failure: HiggsVoiceError | None = None
         self._closing: asyncio.Task[None] | None = None
         self._streams: dict[int, _Stream] = {}
-        self._answers: dict[int, tuple[bytes, asyncio.Future[NDArray[Any]]]] = {}
+        self._answers: dict[int, tuple[str | bytes, asyncio.Future[wire.Frame]]] = {}
         self._sessions: set[str] = set()
         self._known: set[str] = set()
         self._digests: dict[int, tuple[Exchange, str]] = {}
@@ -220,12 +223,28 @@ class RemoteSynthesizer:
         if len(pcm) > self.info.max_clip_s * self.info.sample_rate:
             seconds = len(pcm) / self.info.sample_rate
             raise RefusedError(f"the clip is {seconds:.0f} s long; this server takes {self.info.max_clip_s:.0f} s")
-        codes = await self._request(lambda number: wire.ClipFrame(number, pcm))
-        self._check(codes)
-        return codes
+        answer = await self._request(lambda number: wire.ClipFrame(number, pcm).pack(), wire.CodesFrame)
+        self._check(answer.codes)
+        return answer.codes
 
     async def decode(self, codes: Codes) -> NDArray[np.float32]:
-        return await self._request(lambda number: wire.CodesFrame(number, codes))
+        return (await self._request(lambda number: wire.CodesFrame(number, codes).pack(), wire.SoundFrame)).samples
+
+    async def voice(self, name: str) -> Voice:
+        """One of the server's voices (`GET /v1/voices` lists them); its clips come as codes, their sound stays there.
+
+        Errors: `RefusedError` for a name that the server does not have, with those that it has; `VoiceFileError`.
+        """
+        check_name(name)
+        await self.start()
+        answer = await self._request(
+            lambda number: wire.dump(wire.VoiceRequest(request=number, name=name)), wire.VoiceFrame
+        )
+        voice = Voice.from_bytes(answer.data, source=f"voice {name!r} of the server at {self.url}")
+        for reference in voice.references:
+            if reference.codes is not None:
+                self._check(reference.codes)
+        return voice
 
     def count_rows(self, context: ContextSpec, text: str = "") -> int:
         """An upper bound: a token is at least one byte."""
@@ -341,21 +360,24 @@ class RemoteSynthesizer:
             known = self._digests[id(exchange)] = (exchange, wire.digest(_plain(exchange.text), exchange.codes))
         return known[1]
 
-    async def _request(self, frame: Callable[[int], wire.Frame]) -> NDArray[Any]:
+    async def _request(self, message: Callable[[int], str | bytes], kind: type[_FrameT]) -> _FrameT:
         if self._closed:
             raise EngineClosedError("this client is closed")
         await self._connected(self._grace_s)
         self._numbers += 1
         number = self._numbers
-        data = frame(number).pack()
-        future = asyncio.get_running_loop().create_future()
+        data = message(number)
+        future: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
         self._answers[number] = (data, future)
         self._outbox.append(data)
         self._outbox_changed.set()
         try:
-            return await future
+            answer = await future
         finally:
             self._answers.pop(number, None)
+        if not isinstance(answer, kind):
+            raise ProtocolError(f"the server answered with a {type(answer).__name__}, not with a {kind.__name__}")
+        return answer
 
     # The line
 
@@ -548,9 +570,9 @@ class RemoteSynthesizer:
                     self._check(frame.codes)
                 stream.next_seq = frame.seq + 1
                 self._take(stream, frame)
-            case wire.CodesFrame() | wire.SoundFrame():
+            case wire.CodesFrame() | wire.SoundFrame() | wire.VoiceFrame():
                 if (pending := self._answers.get(frame.request)) is not None and not pending[1].done():
-                    pending[1].set_result(frame.codes if isinstance(frame, wire.CodesFrame) else frame.samples)
+                    pending[1].set_result(frame)
             case _:
                 raise ProtocolError(f"the server sent a {type(frame).__name__} where none belongs")
 
@@ -609,7 +631,7 @@ def _without_token(url: str) -> tuple[str, str | None]:
     return urlunsplit(parts._replace(netloc=place)), unquote(token.removeprefix(":")) or None
 
 
-def _reject(future: asyncio.Future[NDArray[Any]], error: HiggsVoiceError) -> None:
+def _reject(future: asyncio.Future[wire.Frame], error: HiggsVoiceError) -> None:
     if not future.done():
         future.set_exception(error)
 

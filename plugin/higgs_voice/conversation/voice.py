@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..audio import SAMPLE_RATE, clip_from_array, load_clip, to_int16
+from ..audio import FRAME_RATE, SAMPLE_RATE, clip_from_array, load_clip, to_int16
+from ..config import voices_folder
 from ..errors import VoiceError, VoiceFileError
 from .synthesizer import Codes, Exchange, Synthesizer, VoicePrompt
 
 SYSTEM = "Generate audio following instruction."
 FORMAT = "higgs-voice/voice/1"
+MAX_FILE = 64 * 2**20
+"""Bytes of a saved voice, packed and unpacked: 30 s of clip are 1.4 MB."""
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""Every member's date: the same voice is the same file."""
+
+
+class _Said(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, Field(max_length=8192)]
+    codec: Annotated[str, Field(max_length=256)] = ""
+
+
+class _Meta(BaseModel):
+    """``voice.json`` of a saved voice."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str
+    name: Annotated[str, Field(max_length=256)]
+    scene: Annotated[str, Field(max_length=8192)] | None = None
+    speakers: Annotated[tuple[Annotated[str, Field(max_length=8192)], ...], Field(max_length=64)] = ()
+    system: Annotated[str, Field(max_length=8192)] | None = None
+    references: Annotated[tuple[_Said, ...], Field(max_length=64)] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,11 +53,18 @@ class Reference:
 
     text: str
     pcm: NDArray[np.float32]
-    """float32 mono at 24 kHz, [n]."""
+    """float32 mono at 24 kHz, [n]. May be empty where there are codes: such a clip speaks through their codec only."""
     codes: Codes | None = None
     """[K, T], once an engine has encoded the clip."""
     codec: str = ""
     """Fingerprint of the codec that made `codes`; another codec encodes the clip again."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        if len(self.pcm) or self.codes is None:
+            return len(self.pcm) / SAMPLE_RATE
+        return self.codes.shape[1] / FRAME_RATE
 
     @classmethod
     def from_file(cls, path: str | Path | bytes, text: str) -> Reference:
@@ -92,7 +127,12 @@ class Voice:
         references: list[Reference] = []
         for reference in self.references:
             if reference.codes is None or reference.codec != fingerprint:
-                seconds = len(reference.pcm) / SAMPLE_RATE
+                if not len(reference.pcm):
+                    raise VoiceError(
+                        f"a clip of voice {self.name!r} is kept as codes of another codec than this engine's, without its "
+                        "sound; make the voice again from the clip"
+                    )
+                seconds = reference.seconds
                 if seconds > engine.info.max_clip_s:
                     raise VoiceError(
                         f"the reference clip of voice {self.name!r} is {seconds:.0f} s long; "
@@ -114,52 +154,127 @@ class Voice:
             system=self.system, scene=self.scene, speakers=self.speaker_lines, references=tuple(exchanges)
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write one file: a zip of JSON and npy arrays, nothing that could run code."""
-        meta = {
-            "format": FORMAT,
-            "name": self.name,
-            "scene": self.scene,
-            "speakers": list(self.speakers),
-            "system": self.system,
-            "references": [{"text": r.text, "codec": r.codec if r.codes is not None else ""} for r in self.references],
-        }
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("voice.json", json.dumps(meta, indent=1, ensure_ascii=False))
+    def without_sound(self) -> Voice:
+        """The same voice with its clips as codes alone, which is all that an engine of their codec needs."""
+        silent = np.zeros(0, dtype=np.float32)
+        return replace(
+            self,
+            references=tuple(replace(item, pcm=silent) if item.codes is not None else item for item in self.references),
+        )
+
+    def to_bytes(self) -> bytes:
+        """The contents of a saved voice: a zip of JSON and npy arrays, nothing that could run code."""
+        meta = _Meta(
+            format=FORMAT,
+            name=self.name,
+            scene=self.scene,
+            speakers=self.speakers,
+            system=self.system,
+            references=tuple(
+                _Said(text=item.text, codec=item.codec if item.codes is not None else "") for item in self.references
+            ),
+        )
+        buffer = BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+
+            def put(name: str, data: bytes) -> None:
+                archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+
+            put("voice.json", json.dumps(meta.model_dump(mode="json"), indent=1, ensure_ascii=False).encode())
             for place, reference in enumerate(self.references):
-                archive.writestr(f"pcm{place}.npy", _npy(to_int16(reference.pcm)))
+                if len(reference.pcm) or reference.codes is None:
+                    put(f"pcm{place}.npy", _npy(to_int16(reference.pcm)))
                 if reference.codes is not None:
-                    archive.writestr(f"codes{place}.npy", _npy(reference.codes.astype(np.int16)))
+                    put(f"codes{place}.npy", _npy(reference.codes.astype(np.int16)))
+        return buffer.getvalue()
+
+    def save(self, path: str | Path) -> None:
+        """Write one file (`to_bytes`). Errors: OSError."""
+        Path(path).write_bytes(self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, source: str = "a saved voice") -> Voice:
+        """Read what `to_bytes` gave. Errors: `VoiceFileError`, which calls it `source`."""
+        if len(data) > MAX_FILE:
+            raise VoiceFileError(f"{source} has {len(data)} bytes; at most {MAX_FILE} are read")
+        try:
+            with zipfile.ZipFile(BytesIO(data)) as archive:
+                if sum(item.file_size for item in archive.infolist()) > MAX_FILE:
+                    raise VoiceFileError(f"{source} is more than {MAX_FILE} bytes when unpacked")
+                return cls._from_archive(archive, source)
+        except VoiceFileError:
+            raise
+        except ValidationError as error:
+            item = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in item["loc"]) or "voice.json"
+            raise VoiceFileError(f"{source} cannot be read: {where}: {item['msg']}") from error
+        except (  # what zipfile, json and numpy raise for bytes that are none of theirs
+            OSError,
+            EOFError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            SyntaxError,
+            MemoryError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise VoiceFileError(f"{source} cannot be read: {error}") from error
+
+    @classmethod
+    def _from_archive(cls, archive: zipfile.ZipFile, source: str) -> Voice:
+        said = json.loads(archive.read("voice.json"))
+        found = said.get("format") if isinstance(said, dict) else None
+        if found != FORMAT:
+            raise VoiceFileError(f"{source} has format {found!r}, not {FORMAT!r}")
+        meta = _Meta.model_validate(said)
+        names = set(archive.namelist())
+        references: list[Reference] = []
+        for place, item in enumerate(meta.references):
+            codes = _array(archive.read(f"codes{place}.npy")) if f"codes{place}.npy" in names else None
+            if codes is not None and (
+                codes.ndim != 2 or codes.dtype != np.int16 or not codes.size or int(codes.min()) < 0
+            ):
+                raise VoiceFileError(f"{source}: the codes of clip {place} are not codes")
+            if codes is not None and f"pcm{place}.npy" not in names:
+                pcm = np.zeros(0, dtype=np.int16)
+            else:
+                pcm = _array(archive.read(f"pcm{place}.npy"))
+            if pcm.ndim != 1 or pcm.dtype != np.int16:
+                raise VoiceFileError(f"{source}: the sound of clip {place} is not 16 bit mono")
+            sound = pcm.astype(np.float32) / 32767.0
+            references.append(Reference(text=item.text, pcm=sound, codes=codes, codec=item.codec))
+        return cls(
+            name=meta.name,
+            scene=meta.scene,
+            speakers=meta.speakers,
+            references=tuple(references),
+            system=meta.system,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Voice:
         """Read what `save` wrote. Errors: `VoiceFileError`."""
+        source = f"voice file {str(path)!r}"
         try:
-            with zipfile.ZipFile(path) as archive:
-                meta = json.loads(archive.read("voice.json"))
-                if meta.get("format") != FORMAT:
-                    raise VoiceFileError(f"voice file {str(path)!r} has format {meta.get('format')!r}, not {FORMAT!r}")
-                names = set(archive.namelist())
-                references: list[Reference] = []
-                for place, item in enumerate(meta["references"]):
-                    pcm = _array(archive.read(f"pcm{place}.npy")).astype(np.float32) / 32767.0
-                    codes = _array(archive.read(f"codes{place}.npy")) if f"codes{place}.npy" in names else None
-                    if codes is not None and (codes.ndim != 2 or codes.dtype != np.int16 or int(codes.min()) < 0):
-                        raise VoiceFileError(f"voice file {str(path)!r}: the codes of clip {place} are not codes")
-                    references.append(Reference(text=str(item["text"]), pcm=pcm, codes=codes, codec=str(item["codec"])))
-                return cls(
-                    name=str(meta["name"]),
-                    scene=meta["scene"],
-                    speakers=tuple(meta["speakers"]),
-                    references=tuple(references),
-                    system=meta["system"],
-                )
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_FILE + 1)
         except FileNotFoundError as error:
-            raise VoiceFileError(f"voice file {str(path)!r} does not exist") from error
-        except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, VoiceFileError):
-                raise
-            raise VoiceFileError(f"voice file {str(path)!r} cannot be read: {error}") from error
+            raise VoiceFileError(f"{source} does not exist") from error
+        except (OSError, ValueError) as error:
+            raise VoiceFileError(f"{source} cannot be read: {error}") from error
+        return cls.from_bytes(data, source=source)
+
+    @classmethod
+    def named(cls, name: str, *, folder: str | Path | None = None) -> Voice:
+        """A preset: from the operator's folder (`voices_folder` unless given), or one that ships with the embedded voice.
+
+        Errors: `VoiceError` for a name that is not known, with those that are; `VoiceFileError`, `ClipError`.
+        """
+        from .presets import Presets
+
+        return Presets(Path(folder) if folder is not None else voices_folder()).get(name)
 
 
 def _names_speaker(text: str) -> bool:

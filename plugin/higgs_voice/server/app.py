@@ -49,7 +49,6 @@ try:
 
     from .metrics import Metrics
     from .speech import FORMATS, SpeechBody, as_events, encoded
-    from .voices import Voices
 except ModuleNotFoundError as missing:
     raise DependencyError(
         f'the server needs {missing.name}, which is not installed; run: pip install "higgs-voice[server]"'
@@ -109,7 +108,7 @@ class App:
         self.settings = settings
         self.metrics = Metrics()
         self.hub = Hub(engine, settings, self.metrics)
-        self.voices = Voices(settings.voices)
+        self.voices = self.hub.voices
         self.ready = False
         self._rate = Bucket(settings.max_requests_per_minute, self.hub.clock)
         self._routes = FastAPI(
@@ -226,8 +225,7 @@ class App:
         session = VoiceSession(self.engine, voice=voice, settings=settings)
         try:
             await session.start()
-            if voice.name != "default":
-                self.voices.keep(voice.name, session.voice)
+            self.voices.keep(voice, session.voice)
             async with aclosing(session.speak(body.input).audio()) as audio:
                 async for chunk in audio:
                     yield chunk.pcm

@@ -26,6 +26,7 @@ from ..conversation.synthesizer import (
 from ..errors import EngineBusyError, EngineDiedError, HiggsVoiceError, ProtocolError, RefusedError
 from .metrics import Metrics
 from .settings import ServerSettings
+from .voices import Voices
 
 log = logging.getLogger("higgs_voice.server")
 
@@ -81,6 +82,7 @@ class Hub:
         self.settings = settings
         self.metrics = metrics
         self.clock = clock
+        self.voices = Voices(settings.voices)
         self.id = secrets.token_hex(8)
         self.draining = False
         self.clients: dict[str, Client] = {}
@@ -104,7 +106,16 @@ class Hub:
             return 1.0
         settings = self.settings
         busy = (self.streams + self.http_streams) / settings.max_streams
-        return min(1.0, max(busy, (self.sessions + self.http_streams) / settings.max_sessions))
+        most = min(settings.max_sessions, self.room or settings.max_sessions)
+        return min(1.0, max(busy, (self.sessions + self.http_streams) / most))
+
+    @property
+    def room(self) -> int | None:
+        """Sessions that the engine can speak without gaps, by its measured pace; None where that is unknown or no limit."""
+        capacity: float | None = getattr(self.engine, "capacity", None)
+        if capacity is None or self.settings.admit_beyond_capacity:
+            return None
+        return max(1, int(capacity / self.settings.speaking_share))
 
     def measure(self) -> None:
         """Bring the gauges up to date."""
@@ -256,6 +267,8 @@ class Client:
                 self._prepare(message)
             case wire.CloseSession():
                 self._close(message.session)
+            case wire.VoiceRequest():
+                self._answer(message.request, self._voice(message))
             case _:
                 raise ProtocolError(f"the client sent a {type(message).__name__} where none belongs")
 
@@ -306,8 +319,14 @@ class Client:
             if self.hub.draining:
                 error = EngineBusyError("the server is shutting down and takes no new sessions")
                 return self._refuse("draining", error, stream=message.stream)
-            error = EngineBusyError(f"the server has {settings.max_sessions} sessions, which is its limit")
-            return self._refuse("sessions", error, stream=message.stream)
+            if self.hub.sessions >= settings.max_sessions:
+                error = EngineBusyError(f"the server has {settings.max_sessions} sessions, which is its limit")
+                return self._refuse("sessions", error, stream=message.stream)
+            error = EngineBusyError(
+                f"the server is busy: it has {self.hub.sessions} sessions and its engine keeps {self.hub.room} free of gaps; "
+                "try another server"
+            )
+            return self._refuse("capacity", error, stream=message.stream)
         contexts = [message.context, *([message.next_context] if message.next_context else [])]
         if missing := self._missing(*contexts):
             self.send(wire.Unknown(stream=message.stream, missing=missing))
@@ -336,7 +355,10 @@ class Client:
 
     def _admit(self, session: str) -> bool:
         if session not in self.sessions:
+            taken = self.hub.sessions + self.hub.http_streams
             if self.hub.draining or self.hub.sessions >= self.hub.settings.max_sessions:
+                return False
+            if self.hub.room is not None and taken >= self.hub.room:
                 return False
             self.sessions.add(session)
         return True
@@ -375,6 +397,11 @@ class Client:
 
     async def _encode(self, frame: wire.ClipFrame) -> wire.Frame:
         return wire.CodesFrame(frame.request, await self.hub.engine.encode(frame.samples))
+
+    async def _voice(self, message: wire.VoiceRequest) -> wire.Frame:
+        """A voice as codes of this engine's codec: the operator's clips do not leave the machine."""
+        voice = await self.hub.voices.resolved(message.name, self.hub.engine)
+        return wire.VoiceFrame(message.request, voice.without_sound().to_bytes())
 
     async def _decode(self, frame: wire.CodesFrame) -> wire.Frame:
         return wire.SoundFrame(frame.request, await self.hub.engine.decode(frame.codes))

@@ -26,6 +26,10 @@ class ServerSettings(Settings):
     max_connections: int = Field(default=64, ge=1)
     max_sessions: int = Field(default=64, ge=1)
     """Sessions of all clients together."""
+    admit_beyond_capacity: bool = False
+    """Take new sessions although the engine's measured pace says that speech would then have gaps."""
+    speaking_share: float = Field(default=0.6, gt=0.0, le=1.0)
+    """Part of the time in which a session speaks: so many sessions share the engine's capacity."""
     max_streams: int = Field(default=16, ge=1)
     """Chunks spoken at once that count as full load; more are accepted and wait in the engine's queue."""
     max_text: int = Field(default=4096, ge=1)
