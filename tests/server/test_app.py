@@ -195,7 +195,8 @@ async def test_requests_are_limited_at_once_and_by_the_minute() -> None:
     async with serving(engine, max_http_streams=1, max_requests_per_minute=20) as server, http(server) as client:
         body = {"input": LONG, "response_format": "pcm"}
         async with client.stream("POST", "/v1/audio/speech", json=body) as answer:
-            await anext(answer.aiter_bytes())
+            pieces = answer.aiter_bytes()
+            await anext(pieces)  # held: a generator that is thrown away closes the answer
             refused = await client.post("/v1/audio/speech", json=body)
             assert refused.status_code == 429
             assert "1 requests are being spoken" in refused.json()["error"]["message"]

@@ -26,7 +26,7 @@ class Voices:
     async def get(self, name: str | None) -> Voice:
         """A voice by name. Errors: `RefusedError` for an unknown one, `VoiceFileError` and `ClipError` for a bad file."""
         name = name or DEFAULT
-        found = (await asyncio.to_thread(self._presets.all)).get(name)
+        found = self._presets.all().get(name)
         if found is None:
             self._loaded.pop(name, None)
             if name == DEFAULT:
