@@ -84,6 +84,29 @@ class Window(Settings):
         return cls(kind="seconds", low=low, high=high, pin_first=pin_first)
 
 
+class Pauses(Settings):
+    """How long it is silent between two chunks of one speech, by the mark between them, in seconds at rate 1."""
+
+    none_s: float = Field(default=0.06, ge=0.0, le=2.0)
+    """No mark: a sentence that was cut because it is long."""
+    comma_s: float = Field(default=0.18, ge=0.0, le=2.0)
+    clause_s: float = Field(default=0.28, ge=0.0, le=2.0)
+    """Semicolon, colon, dash."""
+    stop_s: float = Field(default=0.42, ge=0.0, le=3.0)
+    """Full stop, question, exclamation."""
+    paragraph_s: float = Field(default=0.75, ge=0.0, le=5.0)
+    tolerance: float = Field(default=0.25, ge=0.0, lt=1.0)
+    """What the voice made itself is left as it is within this share of the length; what is not is brought to the nearer end."""
+    quiet_db: float = Field(default=-48.0, ge=-90.0, le=-20.0)
+    """Mean level of 5 ms below which it is silent, against full scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.none_s <= self.comma_s <= self.clause_s <= self.stop_s <= self.paragraph_s:
+            raise ValueError("none_s, comma_s, clause_s, stop_s and paragraph_s must not fall from one to the next")
+        return self
+
+
 def voices_folder() -> Path:
     """The operator's folder of voices: ``HIGGS_VOICE_VOICES``, else ``voices`` in the program's own configuration folder
     (``~/.config/higgs-voice`` on Linux, ``~/Library/Application Support/higgs-voice`` on macOS). It need not exist."""

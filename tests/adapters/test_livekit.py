@@ -16,7 +16,7 @@ from livekit.agents import APIConnectionError, APIConnectOptions, APIError, APIS
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT
 from livekit.plugins import higgs
 
-from higgs_voice import Voice
+from higgs_voice import SessionSettings, Voice
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
 from higgs_voice.errors import ConnectionLostError, EngineBusyError, EngineDiedError, RefusedError, SettingsError
@@ -80,7 +80,7 @@ async def test_a_stream_keeps_the_frameworks_rules() -> None:
 
 async def test_what_comes_out_is_what_the_engine_made() -> None:
     engine = FakeSynthesizer()
-    async with higgs.TTS(engine=engine) as voice:
+    async with higgs.TTS(engine=engine, settings=SessionSettings(crossfade=False)) as voice:
         events = await spoken(voice.stream(conn_options=CONN), *pieces(TEXT))
     sound = np.concatenate(
         [

@@ -63,7 +63,7 @@ def kinds(frames: Any, *wanted: type) -> list[type]:
 
 async def test_a_turn_comes_out_as_the_engine_made_it() -> None:
     engine = FakeSynthesizer(frames_per_char=0.5)
-    tts = service(engine)
+    tts = service(engine, session_settings=SessionSettings(crossfade=False))
     async with room(tts) as r:
         await r.say(TEXT)
         await r.until(lambda: bool(r.transcript()))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..config import Sampling, Settings, Window
+from ..config import Pauses, Sampling, Settings, Window
 from ..errors import EngineClosedError
 from ..text.chunker import ChunkerSettings
 from ..text.lexicon import Lexicon
@@ -43,6 +43,13 @@ class SessionSettings(Settings):
     normalize: bool = True
     """Whether written text (numbers, markdown, emoji) is made speakable."""
     language: str = "en"
+    pauses: Pauses | None = Field(default_factory=Pauses)
+    """Silence between the chunks of a speech; None leaves it as the voice makes it."""
+    crossfade: bool = True
+    """Whether chunks whose waveforms do not meet are joined without a click."""
+    speech_rate: float = Field(default=1.0, ge=0.5, le=2.0)
+    """How fast it is spoken, against the voice's own pace, at the same pitch; from the next speech on. Other than 1 needs
+    the extra ``rate``."""
 
 
 @dataclass(frozen=True, slots=True)

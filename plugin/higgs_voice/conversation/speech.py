@@ -16,6 +16,7 @@ from ..errors import EngineError, NoAudioError, SynthesisError
 from ..text.chunker import Chunker, TextChunk
 from ..text.normalize import SpokenText, is_speakable, normalize
 from .context import Entry
+from .seams import Mark, Piece, Places, Seams, mark_between
 from .synthesizer import AudioEvent, Codes, Exchange, FinishReason
 from .timing import Word, WordTimer
 
@@ -71,6 +72,10 @@ class ChunkRecord:
     finished: bool = False
     guarded: bool = False
     settled: bool = False
+    places: Places = field(default_factory=Places)
+    """Which of the engine's samples is heard where."""
+    timer: WordTimer | None = None
+    """Times the words while the chunk is generated."""
 
     @property
     def end_s(self) -> float:
@@ -93,7 +98,8 @@ class ChunkRecord:
             and (words is None or words >= self.first_word + len(self.words))
         ):
             return whole
-        frames = min(int((heard_s - self.start_s) * FRAME_RATE), whole.frames) if heard_s < self.end_s else whole.frames
+        made_s = self.places.made_s(heard_s - self.start_s)
+        frames = min(int(made_s * FRAME_RATE), whole.frames) if heard_s < self.end_s else whole.frames
         if words is None:
             said = [word for word in self.words if word.start_s < heard_s]
         else:
@@ -114,11 +120,14 @@ class Speech:
     def __init__(self, session: VoiceSession, speech_id: str, *, previous: Speech | None) -> None:
         self.id = speech_id
         self.records: list[ChunkRecord] = []
+        self._records: dict[int, ChunkRecord] = {}
+        """By the number of the chunk."""
         self.stopped = False
         self.settled = False
         self._session = session
         self._previous = previous
         self._chunker = Chunker(session.settings.chunker, clock=session.clock)
+        self._text: list[str] = []
         self._chunks: deque[TextChunk] = deque()
         self._text_ended = False
         self._text_changed = asyncio.Event()
@@ -128,6 +137,9 @@ class Speech:
         self._waiting_samples = 0
         self._taken_samples = 0
         self._samples = 0
+        self._playing_until: float | None = None
+        self._seams: Seams | None = None
+        self._last_chunk: TextChunk | None = None
         self._words = 0
         self._done = asyncio.Event()
         self._settled_event = asyncio.Event()
@@ -156,6 +168,7 @@ class Speech:
             return
         if self._text_ended:
             raise ValueError("this speech's text has ended; begin another one with session.speak()")
+        self._text.append(text)
         self._take_chunks(self._chunker.feed(text))
 
     def flush(self) -> None:
@@ -195,8 +208,10 @@ class Speech:
                 while self._out:
                     item = self._out.popleft()
                     if isinstance(item, PcmChunk):
+                        now = self._session.clock()
                         if self._first_taken_at is None:
-                            self._first_taken_at = self._session.clock()
+                            self._first_taken_at = now
+                        self._playing_until = max(self._playing_until or now, now) + item.duration_s
                         self._taken_samples += item.samples
                         self._waiting_samples -= item.samples
                         self._room.set()
@@ -315,6 +330,8 @@ class Speech:
             while (chunk := await self._next_chunk()) is not None:
                 await self._speak(number, chunk)
                 number += 1
+            if self._seams is not None:
+                self._give_pieces(self._seams.close())
             if self._no_audio is not None and self._error is None:
                 self._error = self._no_audio
         except asyncio.CancelledError:
@@ -341,8 +358,13 @@ class Speech:
             return
         entry = Entry(self.id, None)
         state = session.begin_chunk(entry)
-        record = ChunkRecord(entry, spoken.text, self.audio_s, info.num_codebooks, sample_rate=info.sample_rate)
+        seams = self._begin_seam(number, chunk)
+        start_s = timer.base_s = (self._samples + seams.pending) / info.sample_rate
+        record = ChunkRecord(entry, spoken.text, start_s, info.num_codebooks, sample_rate=info.sample_rate)
         record.first_word = self._words
+        record.places = seams.places
+        record.timer = timer
+        self._records[number] = record
         self.records.append(record)
         self._current = f"{self.id}/{number}"
         request = session.request(self._current, state, spoken.text)
@@ -358,10 +380,11 @@ class Speech:
                             record.codes.append(event.codes)
                         if event.pcm:
                             first = session.clock() if first is None else first
-                            self._give_words(timer.audio(np.frombuffer(event.pcm, dtype="<i2")), record)
-                            self._give_audio(number, event.pcm, record)
+                            self._give_pieces(seams.feed(np.frombuffer(event.pcm, dtype="<i2")))
                             await self._wait_for_room()
                         continue
+                    self._give_pieces(seams.end(more=bool(self._chunks) or self._text_ended))
+                    record.timer = None
                     record.finished = event.reason in (FinishReason.EOS, FinishReason.LENGTH) or event.reason.guarded
                     record.guarded = event.reason.guarded
                     if isinstance(event.error, NoAudioError):
@@ -392,12 +415,36 @@ class Speech:
             self._out.append(item)
             self._out_changed.set()
 
-    def _give_audio(self, number: int, pcm: bytes, record: ChunkRecord) -> None:
-        piece = PcmChunk(pcm, self._samples, number, self._session.engine.info.sample_rate)
-        self._samples += piece.samples
-        self._waiting_samples += piece.samples
-        record.samples += piece.samples
-        self._give(piece)
+    def _begin_seam(self, number: int, chunk: TextChunk) -> Seams:
+        """Settings hold for a whole speech. What the last chunk still held back is given out."""
+        settings, last = self._session.settings, self._last_chunk
+        if self._seams is None:
+            self._seams = Seams(
+                pauses=settings.pauses,
+                crossfade=settings.crossfade,
+                rate=settings.speech_rate,
+                sample_rate=self._session.engine.info.sample_rate,
+            )
+        mark, waited_s = Mark.NONE, 0.0
+        if last is not None:
+            gap = "".join(self._text)[last.end : chunk.start]
+            mark = mark_between(last.text, gap, other_speaker=chunk.speaker != last.speaker)
+            if self._playing_until is not None and not self._waiting_samples:
+                waited_s = max(0.0, self._session.clock() - self._playing_until)
+        self._last_chunk = chunk
+        self._give_pieces(self._seams.begin(number, chunk.text, mark, waited_s=waited_s))
+        return self._seams
+
+    def _give_pieces(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            record = self._records[piece.chunk]
+            if record.timer is not None:
+                self._give_words(record.timer.audio(piece.pcm), record)
+            sound = PcmChunk(piece.pcm.tobytes(), self._samples, piece.chunk, self._session.engine.info.sample_rate)
+            self._samples += sound.samples
+            self._waiting_samples += sound.samples
+            record.samples += sound.samples
+            self._give(sound)
 
     def _give_words(self, words: list[Word], record: ChunkRecord | None) -> None:
         for word in words:
