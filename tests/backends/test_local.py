@@ -24,7 +24,14 @@ from higgs_voice.conversation.synthesizer import (
     SpeakRequest,
     VoicePrompt,
 )
-from higgs_voice.errors import EngineClosedError, EngineDiedError, NoAudioError, RunawayError, SilenceError
+from higgs_voice.errors import (
+    EngineBusyError,
+    EngineClosedError,
+    EngineDiedError,
+    NoAudioError,
+    RunawayError,
+    SilenceError,
+)
 from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.scheduler import Scheduler
@@ -390,6 +397,50 @@ async def test_sessions_that_come_and_go_leave_no_state(engine: LocalSynthesizer
     gc.collect()
     assert (pool.slots, pool.free_rows) == (before, rows)
     assert worker_of(engine).sessions == 0
+
+
+async def test_memory_that_is_full_takes_from_who_is_idle_and_from_nobody_else(loaded: Loaded) -> None:
+    sampling = GREEDY.replace(max_new_tokens=60)
+    engine = LocalSynthesizer(loaded=loaded, max_rows=3 * 256)  # a context takes 256 rows at first
+    await engine.start()
+    try:
+        alone = {}
+        for text in TEXTS[:6]:
+            alone[text] = (await speak(engine, request(text, session="alone", sampling=sampling)))[0]
+        engine.close_session("alone")
+        held = 256 * worker_of(engine).pool.shape.bytes_per_row
+        for number, text in enumerate(TEXTS[:6]):  # six calls, one after another, none of them closed
+            codes, _, finished = await speak(engine, request(text, session=f"call {number}", sampling=sampling))
+            assert finished.reason in (FinishReason.EOS, FinishReason.LENGTH)
+            np.testing.assert_array_equal(codes, alone[text])
+            assert engine.kv_bytes <= 3 * held
+        items = [request(text, session=f"call {number}", sampling=sampling) for number, text in enumerate(TEXTS[:4])]
+        together = await asyncio.gather(*(speak(engine, item) for item in items), return_exceptions=True)
+        busy = [result for result in together if isinstance(result, BaseException)]
+        assert all(isinstance(error, EngineBusyError) for error in busy)
+        assert 1 <= len(busy) <= 2  # not four contexts fit; who comes last is told so, and the others are spoken
+        for text, result in zip(TEXTS[:4], together, strict=True):
+            if not isinstance(result, BaseException):
+                np.testing.assert_array_equal(result[0], alone[text])
+        for number in range(6):
+            engine.close_session(f"call {number}")
+        on_worker(engine, lambda worker: worker._make_room())
+        assert engine.kv_bytes == 0
+    finally:
+        await engine.aclose()
+
+
+async def test_the_engine_learns_how_many_it_can_speak(loaded: Loaded) -> None:
+    engine = LocalSynthesizer(loaded=loaded)
+    assert engine.capacity is None
+    await engine.start()
+    try:
+        long = GREEDY.replace(max_new_tokens=60)
+        await asyncio.gather(*(speak(engine, request(TEXTS[0], session=f"s{n}", sampling=long)) for n in range(2)))
+        assert engine.capacity is not None
+        assert engine.capacity > 0
+    finally:
+        await engine.aclose()
 
 
 async def test_a_voices_prefix_is_computed_once_for_all_sessions(engine: LocalSynthesizer) -> None:

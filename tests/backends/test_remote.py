@@ -323,6 +323,33 @@ async def test_sessions_outlive_a_broken_line_for_the_grace_time_only() -> None:
             assert [name.split("/")[1] for name in closed] == ["kept"]
 
 
+class PacedFake(FakeSynthesizer):
+    """An engine that knows how many streams it can speak."""
+
+    capacity: float | None = None
+
+
+async def test_a_server_takes_no_more_sessions_than_its_engine_speaks_without_gaps() -> None:
+    engine = PacedFake()
+    async with Server(engine, ServerSettings(port=0)) as server, client(server.url) as remote:
+        await collect(remote, request("Hm.", session="first"))
+        engine.capacity = 1.3  # two sessions that speak six seconds of ten
+        await collect(remote, request("Hm.", session="second"))
+        assert server.hub.load == 1.0
+        with pytest.raises(EngineBusyError, match="it has 2 sessions and its engine keeps 2 free of gaps"):
+            await collect(remote, request("Hm.", session="third"))
+        await collect(remote, request("Hm.", session="first"))  # who is in stays in
+        engine.capacity = 0.2
+        await collect(remote, request("Hm.", session="second"))
+        remote.close_session("first")
+        remote.close_session("second")
+        await collect(remote, request("Hm.", session="third"))  # one is always taken
+    settings = ServerSettings(port=0, admit_beyond_capacity=True)
+    async with Server(engine, settings) as server, client(server.url) as remote:
+        for number in range(4):
+            await collect(remote, request("Hm.", session=f"s{number}"))
+
+
 async def test_limits_are_refused_with_a_sentence() -> None:
     async with serving(max_sessions=1, max_text=40, max_clip_s=1.0, max_connections=1) as server:
         async with client(server.url) as remote:

@@ -332,6 +332,17 @@ class LocalSynthesizer:
         """Streams being generated or waiting."""
         return self._worker.active if self._worker is not None else 0
 
+    @property
+    def kv_bytes(self) -> int:
+        """Memory that contexts hold: of open sessions, and of the voices whose prefix is kept for the next ones."""
+        pool = self._worker.pool if self._worker is not None else None
+        return (pool.max_rows - pool.free_rows) * pool.shape.bytes_per_row if pool is not None else 0
+
+    @property
+    def capacity(self) -> float | None:
+        """Streams that this engine can speak at once without gaps, by what its recent steps took; None until it is known."""
+        return self._worker.pace.capacity(self._scheduler.max_batch) if self._worker is not None else None
+
     # Inside
 
     def _running(self) -> Worker:

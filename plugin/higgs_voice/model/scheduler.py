@@ -63,3 +63,57 @@ class Scheduler:
             prefill=prefill,
             background=background and prefill is None and calm,
         )
+
+
+class Pace:
+    """What a tick costs: a line through (streams stepped, seconds), fitted to the recent ones; from it, how many streams
+    can be spoken in real time.
+
+    Ticks that step nobody (a prefill alone) are counted with the next that does. Seen with one number of streams only,
+    the cost is taken to be in proportion to it, which errs low on the capacity.
+    """
+
+    memory = 512
+    """Ticks after which an observation counts for a third: about twenty seconds of audio, many pieces of the codec."""
+
+    def __init__(self, frame_rate: float = 25.0) -> None:
+        self._frame_rate = frame_rate
+        self._carried = 0.0
+        # Sums with forgetting: of 1, n, n², t, n t.
+        self._one = self._n = self._nn = self._t = self._nt = 0.0
+        self.ticks = 0
+        """Ticks seen."""
+
+    def observe(self, streams: int, seconds: float) -> None:
+        """A tick that stepped so many streams took so long."""
+        self._carried += seconds
+        if not streams:
+            return
+        keep, n, t = 1 - 1 / self.memory, float(streams), self._carried
+        self._carried = 0.0
+        self._one, self._n, self._nn = keep * self._one + 1, keep * self._n + n, keep * self._nn + n * n
+        self._t, self._nt = keep * self._t + t, keep * self._nt + n * t
+        self.ticks += 1
+
+    def tick_s(self, streams: float) -> float:
+        """Seconds of a tick with so many streams; 0 when nothing has been seen."""
+        if not self.ticks:
+            return 0.0
+        mean_n, mean_t = self._n / self._one, self._t / self._one
+        spread = self._nn / self._one - mean_n**2
+        slope = mean_t / mean_n
+        if spread > 0.05:
+            fitted = (self._nt / self._one - mean_n * mean_t) / spread
+            slope = min(max(fitted, 0.0), slope)  # a tick without streams costs nothing less than nothing
+        return mean_t + slope * (streams - mean_n)
+
+    def capacity(self, max_batch: int) -> float | None:
+        """Streams that get a frame for every frame they play, a tenth of the time to spare; None until 50 ticks were seen.
+        Not whole: 1.9 says that a second stream nearly keeps up."""
+        if self.ticks < 50:
+            return None
+        allowed = 0.9 / self._frame_rate
+        if self.tick_s(max_batch) <= allowed:  # a batch is all that a tick can step; more streams take turns
+            return max_batch * allowed / self.tick_s(max_batch)
+        one, slope = self.tick_s(1), self.tick_s(2) - self.tick_s(1)
+        return allowed / one if allowed <= one or slope <= 0 else 1 + (allowed - one) / slope

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from ..audio import FRAME_RATE
 from ..config import Sampling
-from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, HiggsVoiceError, NoAudioError, RunawayError
+from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, NoAudioError, RunawayError
 from .kv import KvSlot
 from .prompt import Rows
 from .runner import PIECE, Generation, Runner
-from .scheduler import JobView, Scheduler
+from .scheduler import JobView, Pace, Scheduler
 
 log = logging.getLogger("higgs_voice.worker")
 
@@ -84,6 +84,8 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class _Session:
+    used: float = 0.0
+    """When a stream of it began or ended last."""
     slots: list[KvSlot] = field(default_factory=list[KvSlot])
     active: Job | None = None
     waiting: deque[Job] = field(default_factory=deque[Job])
@@ -91,6 +93,11 @@ class _Session:
     """What the background is to have ready."""
     target_prefix: int = 0
     target_slot: KvSlot | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything of it."""
+        return self.active is None and not self.waiting
 
 
 Deliver = Callable[[Sequence[tuple[Job, NDArray[np.int16]]]], None]
@@ -111,9 +118,11 @@ class Worker:
     ) -> None:
         self.steps = 0
         """Steps taken, for tests and metrics."""
+        self.pace = Pace()
+        """How long the work of a step takes, by the number of streams."""
         self.dead: EngineDiedError | None = None
         self._runner = runner
-        self._pool = runner.pool
+        self.pool = runner.pool
         self._scheduler = scheduler
         self._deliver = deliver
         self._threads = threads
@@ -235,12 +244,14 @@ class Worker:
         plan = self._scheduler.plan(views, background=background is not None)
         if plan.idle:
             return False
+        began = self._clock()
         if plan.step:
             self._step([running[key] for key in plan.step])
         if plan.prefill is not None and not running[plan.prefill].stopped:
             self._prefill(running[plan.prefill])
         if plan.background and background is not None:
             self._background(self._sessions[background])
+        self.pace.observe(len(plan.step), self._clock() - began)
         return True
 
     def _enter(self, job: Job) -> None:
@@ -253,13 +264,16 @@ class Worker:
     def _begin(self, session: _Session, job: Job) -> None:
         session.active = job
         session.target = None
-        job.begun = self._clock()
+        job.begun = session.used = self._clock()
         job.timings["queue"] = job.begun - job.submitted
-        try:
-            slot, held = self._slot_for(session, job.rows, job.prefix, busy=None)
-        except (HiggsVoiceError, torch.OutOfMemoryError) as error:
-            self._end(job, "error", error)
-            return
+        while True:
+            try:
+                slot, held = self._slot_for(session, job.rows, job.prefix, busy=None)
+                break
+            except (EngineBusyError, torch.OutOfMemoryError) as error:
+                if not self._make_room():
+                    self._end(job, "error", error)
+                    return
         slot.crop(held)
         job.slot = slot
         job.timings["prefilled"] = float(len(job.rows) - held)
@@ -275,7 +289,8 @@ class Worker:
             if slot.length == len(job.rows):
                 job.generation = self._runner.start(slot, job.sampling, job.seed)
         except (EngineBusyError, torch.OutOfMemoryError) as error:
-            self._end(job, "error", error)
+            if not self._make_room():  # else the next tick tries again
+                self._end(job, "error", error)
             return
         if job.generation is not None:
             job.timings["prefill"] = self._clock() - job.begun
@@ -299,7 +314,8 @@ class Worker:
             assert generation is not None
             result = results[id(generation)]
             if result.error is not None:
-                ended.append((job, "error", result.error))
+                if not self._make_room():  # else the next tick tries again
+                    ended.append((job, "error", result.error))
                 continue
             if result.frame is not None:
                 job.frames += 1
@@ -355,6 +371,7 @@ class Worker:
         job.generation = None
         session = self._sessions.get(job.session)
         if session is not None:
+            session.used = self._clock()
             if session.active is job:
                 session.active = None
             elif job in session.waiting:
@@ -383,7 +400,7 @@ class Worker:
 
     def _slot_for(self, session: _Session, rows: Rows, prefix: int, *, busy: KvSlot | None) -> tuple[KvSlot, int]:
         """A slot of the session that holds as much of `rows` as any, and how much it holds. `busy` is not touched, but
-        may be copied from."""
+        may be copied from. Errors: `EngineBusyError`."""
         free = [slot for slot in session.slots if slot is not busy]
         best, held = None, -1
         for slot in free:
@@ -393,26 +410,40 @@ class Worker:
         source, shared = None, held
         if busy is not None and (common := busy.rows.common_prefix(rows)) > shared:
             source, shared = busy, common
+        if best is None:
+            best = self.pool.acquire()
+            session.slots.append(best)
         known = self._prefixes.get(_digest(rows[:prefix])) if prefix else None
         if known is not None and prefix > shared:
             source, shared = known, prefix
-        if best is None:
-            best = self._acquire()
-            session.slots.append(best)
         if source is not None:
             best.crop(0)
             best.copy_from(source, shared)
         return best, max(shared, 0)
 
-    def _acquire(self) -> KvSlot:
-        while True:
-            try:
-                return self._pool.acquire()
-            except EngineBusyError:
-                if not self._prefixes:
-                    raise
-                _, slot = self._prefixes.popitem(last=False)
-                self._pool.release(slot)
+    def _make_room(self) -> bool:
+        """Give up what can be computed again: the oldest voice's prefix, else earlier states of sessions that are speaking,
+        else the state of the session that has been idle longest, whose next turn then prefills its whole context. False if
+        there is nothing of the kind."""
+        if self._prefixes:
+            _, slot = self._prefixes.popitem(last=False)
+            self.pool.release(slot)
+            return True
+        for session in self._sessions.values():
+            for slot in session.slots:
+                if session.active is not None and slot not in (session.active.slot, session.target_slot):
+                    session.slots.remove(slot)
+                    self.pool.release(slot)
+                    return True
+        idle = [session for session in self._sessions.values() if session.idle and session.slots]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda session: session.used)
+        for slot in longest.slots:
+            self.pool.release(slot)
+        longest.slots.clear()
+        longest.target = longest.target_slot = None
+        return True
 
     def _keep_prefix(self, slot: KvSlot, prefix: int) -> None:
         """The first to compute a voice's prefix leaves a copy for the others."""
@@ -423,14 +454,14 @@ class Worker:
             self._prefixes.move_to_end(key)
             return
         try:
-            kept = self._pool.acquire()
+            kept = self.pool.acquire()
         except EngineBusyError:
             return
         kept.copy_from(slot, prefix)
         self._prefixes[key] = kept
         while len(self._prefixes) > MAX_PREFIXES:
             _, old = self._prefixes.popitem(last=False)
-            self._pool.release(old)
+            self.pool.release(old)
 
     def _set_target(self, name: str, rows: Rows, prefix: int) -> None:
         session = self._sessions.setdefault(name, _Session())
@@ -475,7 +506,7 @@ class Worker:
             if job is not None and job.key in self._jobs:
                 self._end(job, "stopped", None)
         for slot in session.slots:
-            self._pool.release(slot)
+            self.pool.release(slot)
 
     # The end
 
@@ -506,10 +537,10 @@ class Worker:
     def _free_all(self) -> None:
         for session in self._sessions.values():
             for slot in session.slots:
-                self._pool.release(slot)
+                self.pool.release(slot)
         self._sessions.clear()
         for slot in self._prefixes.values():
-            self._pool.release(slot)
+            self.pool.release(slot)
         self._prefixes.clear()
 
 

@@ -125,6 +125,7 @@ class Hub:
         self.metrics.streams.set(len(streams) + self.http_streams)
         self.metrics.queue.set(sum(stream.first_at is None for stream in streams))
         self.metrics.load.set(self.load)
+        self.metrics.capacity.set(float(getattr(self.engine, "capacity", None) or 0.0))
         self.metrics.kv_bytes.set(float(getattr(self.engine, "kv_bytes", 0)))
 
     # connections

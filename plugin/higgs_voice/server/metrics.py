@@ -24,6 +24,11 @@ class Metrics:
         self.streams = Gauge("higgs_voice_streams", "Chunks being spoken", registry=registry)
         self.queue = Gauge("higgs_voice_queue", "Chunks that wait for their first audio", registry=registry)
         self.load = Gauge("higgs_voice_load", "0 is idle, 1 is full", registry=registry)
+        self.capacity = Gauge(
+            "higgs_voice_capacity",
+            "Streams that the engine can speak at once without gaps, as measured; 0 while unknown",
+            registry=registry,
+        )
         self.kv_bytes = Gauge("higgs_voice_kv_bytes", "Memory that the sessions' KV caches hold", registry=registry)
         self.chunks = Counter("higgs_voice_chunks", "Chunks by how they ended", ["reason"], registry=registry)
         self.audio = Counter("higgs_voice_audio_seconds", "Audio made", registry=registry)

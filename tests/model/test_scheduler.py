@@ -1,0 +1,73 @@
+"""Who steps next, and how many can be spoken at once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from higgs_voice.model.scheduler import JobView, Pace, Scheduler
+
+
+def test_who_has_least_buffered_steps_first_and_the_rest_wait() -> None:
+    jobs = [JobView("rich", 0, False, 2.0), JobView("new", 3, False, -1.0), JobView("poor", 1, False, 0.1)]
+    assert Scheduler(max_batch=2).plan(jobs, background=False).step == ("new", "poor")
+
+
+def test_who_is_far_ahead_of_its_consumer_is_paused() -> None:
+    jobs = [JobView("ahead", 0, False, 1.0, 10.0), JobView("taken", 1, False, 9.0, 0.0)]
+    assert Scheduler(run_ahead_s=10.0).plan(jobs, background=False).step == ("taken",)
+
+
+def test_background_work_waits_for_everybody() -> None:
+    plan = Scheduler(comfortable_s=0.25).plan
+    assert plan([JobView("calm", 0, False, 0.3)], background=True).background
+    assert not plan([JobView("calm", 0, False, 0.3), JobView("hungry", 1, False, 0.2)], background=True).background
+    assert not plan([JobView("reading", 0, True)], background=True).background
+
+
+def paced(cost: dict[int, float], ticks: int = 200) -> Pace:
+    pace, rng = Pace(), random.Random(1)
+    for _ in range(ticks):
+        streams = rng.choice(list(cost))
+        pace.observe(streams, cost[streams] * rng.uniform(0.8, 1.2))
+    return pace
+
+
+def test_the_cost_of_a_tick_is_a_line() -> None:
+    pace = paced({1: 0.010, 2: 0.012, 4: 0.016})
+    assert pace.tick_s(8) == pytest.approx(0.024, rel=0.1)
+    # 25 ticks a second, a tenth to spare: 36 ms are 14 streams.
+    assert pace.capacity(max_batch=64) == pytest.approx(14.0, rel=0.15)
+
+
+def test_streams_beyond_a_batch_take_turns() -> None:
+    pace = paced({1: 0.002, 16: 0.006})
+    assert pace.capacity(max_batch=16) == pytest.approx(16 * 0.036 / 0.006, rel=0.1)
+
+
+def test_with_one_stream_seen_the_cost_is_in_proportion() -> None:
+    assert paced({1: 0.012}).capacity(max_batch=16) == pytest.approx(3.0, rel=0.05)
+
+
+def test_an_engine_that_cannot_keep_up_has_less_than_one() -> None:
+    assert paced({1: 0.072, 2: 0.100}).capacity(max_batch=16) == pytest.approx(0.5, rel=0.1)
+
+
+def test_prefills_alone_count_with_the_next_step() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.observe(0, 0.006)
+        pace.observe(1, 0.006)
+    assert pace.capacity(max_batch=16) == pytest.approx(3.0, rel=0.01)
+
+
+def test_what_was_long_ago_is_forgotten() -> None:
+    pace = paced({1: 0.036}, ticks=500)
+    for _ in range(4 * Pace.memory):
+        pace.observe(1, 0.009)
+    assert pace.capacity(max_batch=16) == pytest.approx(4.0, rel=0.1)
+
+
+def test_nothing_is_said_before_enough_was_seen() -> None:
+    assert paced({1: 0.01}, ticks=49).capacity(max_batch=16) is None
