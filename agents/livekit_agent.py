@@ -35,6 +35,7 @@ from livekit.agents import (
     AgentSession,
     APIConnectOptions,
     JobContext,
+    StopResponse,
     cli,
     llm,
     room_io,
@@ -146,6 +147,10 @@ class Assistant(Agent):
 
     async def on_enter(self) -> None:
         self.session.say(GREETING)
+
+    async def on_user_turn_completed(self, turn_ctx: llm.ChatContext, new_message: llm.ChatMessage) -> None:
+        if not (new_message.text_content or "").strip():
+            raise StopResponse  # a voice was heard, and nobody knows what it said
 
 
 server = AgentServer(num_idle_processes=1, host="127.0.0.1", port=0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import difflib
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -19,8 +22,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import soxr
 from livekit import api, rtc
 from numpy.typing import NDArray
+from pocketsphinx import Decoder, get_model_path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AUDIBLE = 0.01
@@ -87,6 +92,7 @@ class Stage:
 
     def _start_engine(self, port: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "higgs_voice.cli", "serve", "--model", self.model, "--port", str(port)]
+        command.append("--admit-beyond-capacity")  # a machine shared with other work may be slower than real time
         process = self._spawn("engine", command)
         wait(lambda: self._get("/readyz", port) is not None, 90, process)
         return process
@@ -172,6 +178,7 @@ class Caller:
     """Arrival time and RMS of every 10 ms."""
     sound: list[NDArray[np.int16]] = field(default_factory=list)
     """The same 10 ms as samples, at 24 kHz."""
+    _microphone: rtc.AudioSource | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _agent: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -196,12 +203,42 @@ class Caller:
         await self.room.local_participant.send_text(text, topic="lk.chat")
         return now
 
+    async def say(self, samples: NDArray[np.int16]) -> tuple[float, asyncio.Task[None]]:
+        """Speak: samples at 24 kHz, as from a microphone. When their first sound left, and what ends when all of it has."""
+        if self._microphone is None:
+            self._microphone = rtc.AudioSource(24000, 1, queue_size_ms=40)
+            track = rtc.LocalAudioTrack.create_audio_track("microphone", self._microphone)
+            options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
+            publication = await self.room.local_participant.publish_track(track, options)
+            await publication.wait_for_subscription()
+        source = self._microphone
+        loud = int(np.flatnonzero(np.abs(samples) > 32768 * AUDIBLE)[0])
+        samples = np.concatenate([np.zeros(12000, np.int16), samples[loud:], np.zeros(12000, np.int16)])
+        began: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+        async def speak() -> None:
+            for start in range(0, len(samples) - 239, 240):
+                await source.capture_frame(rtc.AudioFrame(samples[start : start + 240].tobytes(), 24000, 1, 240))
+                if start == 12000:
+                    began.set_result(time.perf_counter())
+
+        task = asyncio.get_running_loop().create_task(speak())
+        self._tasks.add(task)
+        return await began, task
+
     async def memory(self) -> dict[str, Any]:
         """What the voice remembers."""
-        answer = await self.room.local_participant.perform_rpc(
-            destination_identity=await self.agent(), method="higgs.memory", payload=""
+        return json.loads(await self._ask(""))
+
+    async def codes(self, exchange: int) -> NDArray[np.int16]:
+        """The codes [8, frames] of an exchange that the voice remembers."""
+        data = base64.b64decode(await self._ask(str(exchange)))
+        return np.frombuffer(data, dtype="<i2").reshape(8, -1)
+
+    async def _ask(self, payload: str) -> str:
+        return await self.room.local_participant.perform_rpc(
+            destination_identity=await self.agent(), method="higgs.memory", payload=payload
         )
-        return json.loads(answer)
 
     async def until_audible(self, since: int, timeout_s: float = 20.0) -> int:
         """Index of the first 10 ms from `since` on in which something is heard."""
@@ -219,6 +256,12 @@ class Caller:
 
     def samples(self, start: int, stop: int) -> NDArray[np.int16]:
         return np.concatenate(self.sound[start:stop]) if stop > start else np.zeros(0, np.int16)
+
+    def worst_gap_s(self, start: int, stop: int) -> float:
+        """How much a gap may last: 20 ms, and as much as this very process was kept from the processor in that time, where
+        one has to do with a machine that is short of it."""
+        times = [time for time, _ in self.heard[start:stop]]
+        return 0.0201 + max((after - before - 0.01 for before, after in itertools.pairwise(times)), default=0.0)
 
     def longest_gap_s(self, start: int, stop: int) -> float:
         """The longest silence between two audible stretches."""
@@ -284,3 +327,83 @@ def agreement(heard: NDArray[np.int16], made: NDArray[np.int16]) -> float:
             best = max(best, int((np.abs(there - piece[: len(there)]) < 15.0).sum()))
         matched += best
     return matched / len(theirs)
+
+
+def inserted(heard: NDArray[np.int16], made: NDArray[np.int16]) -> list[tuple[float, float]]:
+    """Where more than 10 ms was heard that was not made there, in seconds: the place in what was made, and how much.
+
+    A sender that is kept from the processor is late, and the caller's jitter buffer fills in; that comes to tenths of a second
+    at a place. Something that is said twice comes to the length of a sentence.
+    """
+    ours, theirs = pitches(heard), pitches(made)
+    found: list[tuple[float, float]] = []
+    lag = 0
+    for start in range(0, len(theirs) - 49, 50):
+        piece = theirs[start : start + 50]
+        scores = {
+            place: int((np.abs(ours[place : place + 50] - piece) < 15.0).sum())
+            for place in range(start, min(len(ours) - 50, start + 1000))
+        }
+        best = max(scores, key=scores.__getitem__, default=start)
+        if scores.get(best, 0) >= 35:
+            if best - start - lag > 1:
+                found.append((start / 100, (best - start - lag) / 100))
+            lag = best - start
+    return found
+
+
+def voiced(samples: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Without the 10 ms in which nothing is heard: pauses, of the voice's own or where an engine was late."""
+    count = len(samples) // 240
+    pieces = samples[: count * 240].reshape(count, 240)
+    return pieces[np.sqrt(np.mean((pieces / 32768.0) ** 2, axis=1)) >= AUDIBLE].ravel()
+
+
+def spectra(samples: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Level in 40 bands from 100 Hz to 7 kHz for every 10 ms, in dB above -60 dB of full scale."""
+    window = np.hanning(600)
+    count = max(0, (len(samples) - 600) // 240 + 1)
+    frames = np.stack([samples[i * 240 : i * 240 + 600] / 32768 * window for i in range(count)])
+    power = np.abs(np.fft.rfft(frames, 1024, axis=1)) ** 2
+    edges = np.unique(np.geomspace(100, 7000, 41) * 1024 / 24000).astype(int)
+    bands = np.stack(
+        [power[:, low : max(low + 1, high)].mean(axis=1) for low, high in itertools.pairwise(edges)], axis=1
+    )
+    return np.maximum(10 * np.log10(bands + 1e-12), -60.0) + 60.0
+
+
+def likeness(heard: NDArray[np.int16], made: NDArray[np.int16]) -> float:
+    """Correlation of the spectra over time, second by second, each where it fits best (see `agreement`); 1 is the same."""
+    ours, theirs = spectra(heard), spectra(made)
+    fits: list[float] = []
+    for start in range(0, max(1, len(theirs) - 50), 100):
+        piece = theirs[start : start + 100]
+        places = range(max(0, start - 50), max(1, min(len(ours) - len(piece), start + 100)))
+        fits.append(max(float(np.corrcoef(ours[at : at + len(piece)].ravel(), piece.ravel())[0, 1]) for at in places))
+    return float(np.mean(fits))
+
+
+def words(samples: NDArray[np.int16]) -> list[str]:
+    """What a speech recogniser makes of it."""
+    decoder = _listen(samples, Decoder(loglevel="FATAL"))
+    found = decoder.hyp()
+    return found.hypstr.split() if found is not None else []
+
+
+def phones(samples: NDArray[np.int16]) -> list[str]:
+    """The same without a dictionary: a wrong word does not draw the next one after it."""
+    model = get_model_path("en-us/en-us-phone.lm.bin")
+    decoder = _listen(samples, Decoder(allphone=model, lm=None, lw=2.0, beam=1e-20, pbeam=1e-20, loglevel="FATAL"))
+    return [item.word for item in decoder.seg() if item.word != "SIL" and not item.word.startswith("+")]
+
+
+def _listen(samples: NDArray[np.int16], decoder: Decoder) -> Decoder:
+    decoder.start_utt()
+    decoder.process_raw(soxr.resample(samples, 24000, 16000).tobytes(), full_utt=True)
+    decoder.end_utt()
+    return decoder
+
+
+def shared(ours: list[str], theirs: list[str]) -> float:
+    """Share that two lists have in common, in their order."""
+    return difflib.SequenceMatcher(None, ours, theirs, autojunk=False).ratio()
