@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from .. import telemetry
 from ..config import Pauses, Sampling, Settings, Window
 from ..errors import EngineClosedError
 from ..text.chunker import ChunkerSettings
@@ -50,6 +51,10 @@ class SessionSettings(Settings):
     speech_rate: float = Field(default=1.0, ge=0.5, le=2.0)
     """How fast it is spoken, against the voice's own pace, at the same pitch; from the next speech on. Other than 1 needs
     the extra ``rate``."""
+    call_id: str | None = Field(default=None, min_length=1, max_length=80, pattern=r"^[^\s~/]+$")
+    """Of the call in your own books, for log lines and spans; it travels to a server in the session's id. None: that id."""
+    log_text: bool = False
+    """Whether log lines and spans hold what the agent says. It may repeat what the caller said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,14 @@ class VoiceSession:
         rng: random.Random | None = None,
     ) -> None:
         self.engine = engine
-        self.id = session_id or uuid.uuid4().hex
-        self.voice = voice or Voice()
         self.settings = settings or SessionSettings()
+        named = self.settings.call_id
+        self.id = session_id or (
+            telemetry.session_name(named, uuid.uuid4().hex[:12]) if named is not None else uuid.uuid4().hex
+        )
+        self.call_id = named or telemetry.call_of(self.id)
+        """Of the call, in log lines and spans."""
+        self.voice = voice or Voice()
         self.lexicon = lexicon
         self.clock = clock
         self.by_clock = True
@@ -113,14 +123,18 @@ class VoiceSession:
 
     async def start(self) -> None:
         """Resolve the voice (clips are encoded) and let the engine prefill it. Errors: `VoiceError`, `EngineError`."""
+        telemetry.load_tracing()
         await self.engine.start()
         if self._prompt is None:
             self.voice = await self.voice.resolve(self.engine)
             self._prompt = await self.voice.prompt(self.engine)
             self._prepare()
+            telemetry.event(log, "session started", call_id=self.call_id, session=self.id, model=self.engine.info.model)
 
     async def aclose(self) -> None:
         """Stop everything and free the engine's state of this session; idempotent."""
+        if not self._closed:
+            telemetry.event(log, "session closed", call_id=self.call_id, session=self.id, turns=self._count)
         self._closed = True
         speeches = list(self._speeches.values())
         for speech in speeches:
@@ -128,6 +142,7 @@ class VoiceSession:
         self.engine.close_session(self.id)
         for speech in speeches:
             await speech.aclose()
+            speech.trace.close()
         self._speeches.clear()
 
     async def __aenter__(self) -> VoiceSession:
@@ -194,6 +209,7 @@ class VoiceSession:
                 last = record.entry
         if last is not None:
             self._context.settle(last)
+        self._note_heard(speech, heard_s)
         speech.mark_settled()
         if speech.finished:
             self._forget(speech)
@@ -346,6 +362,19 @@ class VoiceSession:
         for speech in list(self._speeches.values()):
             if speech.complete and not speech.stopped and speech.played_out():
                 self.settle(speech.id, float("inf"))
+
+    def _note_heard(self, speech: Speech, heard_s: float) -> None:
+        seconds = min(max(heard_s, 0.0), speech.audio_s)
+        speech.trace.heard(seconds)
+        telemetry.event(
+            log,
+            "turn heard",
+            call_id=self.call_id,
+            speech=speech.id,
+            heard_s=seconds,
+            audio_s=speech.audio_s,
+            interrupted=speech.stopped,
+        )
 
     def _forget(self, speech: Speech) -> None:
         self._speeches.pop(speech.id, None)

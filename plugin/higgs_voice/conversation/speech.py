@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import telemetry
 from ..audio import FRAME_RATE, PcmChunk
 from ..errors import EngineError, NoAudioError, SynthesisError
 from ..text.chunker import Chunker, TextChunk
@@ -22,6 +24,8 @@ from .timing import Word, WordTimer
 
 if TYPE_CHECKING:
     from .session import VoiceSession
+
+log = logging.getLogger("higgs_voice.session")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +128,15 @@ class Speech:
         """By the number of the chunk."""
         self.stopped = False
         self.settled = False
+        self.trace = telemetry.TurnTrace(session.call_id, speech_id)
         self._session = session
         self._previous = previous
         self._chunker = Chunker(session.settings.chunker, clock=session.clock)
         self._text: list[str] = []
+        self._text_at: float | None = None
+        """When the first text came."""
+        self._first_pcm_s: float | None = None
+        """How long after that the first sound was there."""
         self._chunks: deque[TextChunk] = deque()
         self._text_ended = False
         self._text_changed = asyncio.Event()
@@ -169,6 +178,9 @@ class Speech:
         if self._text_ended:
             raise ValueError("this speech's text has ended; begin another one with session.speak()")
         self._text.append(text)
+        if text:
+            self._text_at = self._session.clock() if self._text_at is None else self._text_at
+            self.trace.text()
         self._take_chunks(self._chunker.feed(text))
 
     def flush(self) -> None:
@@ -211,6 +223,7 @@ class Speech:
                         now = self._session.clock()
                         if self._first_taken_at is None:
                             self._first_taken_at = now
+                            self.trace.taken()
                         self._playing_until = max(self._playing_until or now, now) + item.duration_s
                         self._taken_samples += item.samples
                         self._waiting_samples -= item.samples
@@ -301,6 +314,8 @@ class Speech:
             self.end()
 
     def _take_chunks(self, chunks: list[TextChunk]) -> None:
+        if chunks:
+            self.trace.cut()
         self._chunks.extend(chunks)
         self._text_changed.set()
 
@@ -341,6 +356,7 @@ class Speech:
             self._error = error
             self._stopped_at = self._session.clock()
         finally:
+            self._note_end()
             self._done.set()
             self._out_changed.set()
             for task in self._tasks:
@@ -370,6 +386,7 @@ class Speech:
         request = session.request(self._current, state, spoken.text)
         began = session.clock()
         first: float | None = None
+        self.trace.chunk(number, len(spoken.text), spoken.text if session.settings.log_text else None)
         try:
             async with aclosing(session.engine.speak(request)) as events:
                 async for event in events:
@@ -379,7 +396,11 @@ class Speech:
                         if event.codes.shape[1]:
                             record.codes.append(event.codes)
                         if event.pcm:
-                            first = session.clock() if first is None else first
+                            if first is None:
+                                first = session.clock()
+                                self.trace.first_pcm()
+                                if self._first_pcm_s is None and self._text_at is not None:
+                                    self._first_pcm_s = first - self._text_at
                             self._give_pieces(seams.feed(np.frombuffer(event.pcm, dtype="<i2")))
                             await self._wait_for_room()
                         continue
@@ -393,22 +414,59 @@ class Speech:
                     if record.samples:  # words of a chunk that gave no sound were said to nobody
                         self._give_words(timer.finish(learn=not record.guarded), record)
                     now = session.clock()
-                    self._give(
-                        ChunkReport(
-                            chunk=number,
-                            written=chunk.text,
-                            spoken=spoken.text,
-                            reason=event.reason,
-                            error=event.error,
-                            audio_s=record.samples / info.sample_rate,
-                            ttfa_s=(first if first is not None else now) - began,
-                            total_s=now - began,
-                            exchanges=len(request.context.exchanges),
-                            timings=event.timings,
-                        )
+                    report = ChunkReport(
+                        chunk=number,
+                        written=chunk.text,
+                        spoken=spoken.text,
+                        reason=event.reason,
+                        error=event.error,
+                        audio_s=record.samples / info.sample_rate,
+                        ttfa_s=(first if first is not None else now) - began,
+                        total_s=now - began,
+                        exchanges=len(request.context.exchanges),
+                        timings=event.timings,
                     )
+                    self._note_chunk(report)
+                    self._give(report)
         finally:
             self._current = None
+
+    def _note_chunk(self, report: ChunkReport) -> None:
+        self.trace.chunk_ended(
+            report.error, reason=report.reason.value, audio_s=report.audio_s, exchanges=report.exchanges
+        )
+        settings = self._session.settings
+        telemetry.event(
+            log,
+            "chunk spoken",
+            level=logging.INFO if report.error is None else logging.WARNING,
+            call_id=self._session.call_id,
+            speech=self.id,
+            chunk=report.chunk,
+            reason=report.reason.value,
+            ttfa_s=report.ttfa_s,
+            audio_s=report.audio_s,
+            rtf=report.rtf if report.audio_s else None,
+            exchanges=report.exchanges,
+            error=telemetry.kind_of(report.error),
+            text=report.written if settings.log_text else None,
+        )
+
+    def _note_end(self) -> None:
+        error = None if self.stopped else self._error
+        self.trace.ended(error, chunks=len(self.records), audio_s=self.audio_s, interrupted=self.stopped)
+        telemetry.event(
+            log,
+            "turn spoken",
+            level=logging.INFO if error is None else logging.ERROR,
+            call_id=self._session.call_id,
+            speech=self.id,
+            chunks=len(self.records),
+            audio_s=self.audio_s,
+            first_pcm_s=self._first_pcm_s,
+            interrupted=self.stopped,
+            error=telemetry.kind_of(error),
+        )
 
     def _give(self, item: SpeechOut) -> None:
         if not self.stopped:
