@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from higgs_voice import Voice, __version__, cli
+from higgs_voice import __version__, cli
 from higgs_voice.audio import write_wav
 from higgs_voice.errors import DependencyError
 
@@ -26,6 +26,7 @@ RUN = CliRunner()
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(cli._Player, "find", classmethod(lambda cls, rate: None))
 
 
@@ -147,8 +148,8 @@ def test_the_voice_and_the_sampling_are_passed_on(monkeypatch: pytest.MonkeyPatc
         (["say", "Hi.", "--model", "fake", "--ref", "no.wav"], "--ref-text"),
         (["say", "Hi.", "--model", "fake", "--voice", "no.voice"], "no.voice"),
         (["say", "Hi.", "--model", "fake", "--voice", "no.voice", "--scene", "x"], "--voice is a whole voice"),
-        (["voices", "no-such-folder"], "no-such-folder"),
-        (["voices", "--save", "no/such.voice"], "cannot write"),
+        (["say", "Hi.", "--model", "fake", "--voice", "nobody"], "there is no voice 'nobody'; there are: "),
+        (["bench", "latency", "--model", "fake", "--voice", "nobody"], "there is no voice 'nobody'"),
         (["bench", "context", "--window", "wide"], "last_n"),
         (["bench", "concurrency", "--sessions", "many"], "1,2,4"),
     ],
@@ -216,31 +217,7 @@ def test_a_player_that_fails_leaves_a_file(tmp_path: Path, monkeypatch: pytest.M
     assert seconds_of(Path("out.wav")) > 1
 
 
-# voices, serve, doctor, version
-
-
-def test_voices_lists_a_folder(tmp_path: Path) -> None:
-    write_wav(tmp_path / "anna.wav", bytes(range(256)) * 200)
-    (tmp_path / "anna.txt").write_text("What Anna says.")
-    write_wav(tmp_path / "mute.wav", bytes(48000))
-    (tmp_path / "mute.txt").write_text("Nothing.")
-    write_wav(tmp_path / "bare.wav", bytes(range(256)) * 200)
-    Voice.create(scene="A hall.", speakers=["warm"]).save(tmp_path / "hall.voice")
-    found = {item["name"]: item for item in json.loads(call("voices", str(tmp_path), "--json").stdout)}
-    assert list(found) == ["default", "anna", "bare", "hall", "mute"]
-    assert found["anna"]["clips_s"] == [pytest.approx(1.07, abs=0.01)]
-    assert (found["hall"]["scene"], found["hall"]["speakers"]) == ("A hall.", ["warm"])
-    assert "silent" in found["mute"]["error"]
-    assert "bare.txt" in found["bare"]["error"]
-    assert "hall" in call("voices", str(tmp_path)).stdout
-
-
-def test_a_voice_is_made_and_said(tmp_path: Path) -> None:
-    write_wav(tmp_path / "anna.wav", bytes(range(256)) * 200)
-    result = call("voices", "--save", "anna.voice", "--ref", "anna.wav", "--ref-text", "Hi.", "--scene", "A hall.")
-    assert "wrote anna.voice" in result.stderr
-    assert Voice.load("anna.voice").scene == "A hall."
-    assert last_line(call("say", "Hello.", "--model", "fake", "--voice", "anna.voice", "--json"))["chunks"] == 1
+# serve, doctor, version
 
 
 def test_serve_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import functools
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,7 +22,25 @@ from rich.table import Table
 
 from ._version import __version__
 from .audio import PcmChunk, write_wav
-from .config import Sampling
+from .cli_parts import (
+    Clips,
+    ClipTexts,
+    Debug,
+    Device,
+    Dtype,
+    Folder,
+    Json,
+    Model,
+    Scene,
+    Speakers,
+    Token,
+    command,
+    described,
+)
+from .cli_parts import engine_options as _engine_options
+from .cli_parts import stderr as _stderr
+from .cli_voices import voices_app
+from .config import Sampling, voices_folder
 from .errors import DependencyError, HiggsVoiceError, SettingsError
 
 if TYPE_CHECKING:
@@ -31,7 +48,6 @@ if TYPE_CHECKING:
     from .conversation.speech import ChunkReport
     from .conversation.voice import Voice
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 app = typer.Typer(
@@ -49,6 +65,7 @@ bench_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(voices_app, name="voices")
 
 DEFAULT_OUT = Path("out.wav")
 PLAYERS = {
@@ -59,56 +76,6 @@ PLAYERS = {
     "play": ("-q", "-t", "raw", "-e", "signed", "-b", "16", "-r", "{rate}", "-c", "1", "-"),
 }
 """Programs that play raw PCM from their standard input."""
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        envvar="HIGGS_VOICE_MODEL",
-        help="nano (embedded), a hub id, a folder, ws://host:port, or fake.",
-    ),
-]
-Token = Annotated[
-    str | None, typer.Option("--token", envvar="HIGGS_VOICE_TOKEN", help="A server's token.", show_envvar=True)
-]
-Device = Annotated[str, typer.Option("--device", envvar="HIGGS_VOICE_DEVICE", help="auto, cpu, cuda, cuda:1, …")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and what the engine logs.")]
-
-
-def _stderr() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
-def command(call: Callable[_P, None]) -> Callable[_P, None]:
-    """What every command does: an error of ours is one sentence and exit 1, Ctrl-C is exit 130."""
-
-    @functools.wraps(call)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        debug = bool(kwargs.get("debug"))
-        if debug:
-            import logging
-
-            logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)7.0f %(name)s: %(message)s")
-            for noisy in ("asyncio", "urllib3", "matplotlib"):
-                logging.getLogger(noisy).setLevel(logging.INFO)
-        try:
-            call(*args, **kwargs)
-        except HiggsVoiceError as error:
-            if debug:
-                raise
-            _stderr().print(f"higgs-voice: {error}", markup=False, soft_wrap=True)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(130) from error
-        except BrokenPipeError as error:
-            # Who reads our output has gone; nothing more can be said to them, also not at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from error
-
-    return run
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -132,15 +99,14 @@ def main(
 def say(
     text: Annotated[str | None, typer.Argument(help="What to say; - reads a stream from standard input.")] = None,
     model: Model = "nano",
-    scene: Annotated[
-        str | None, typer.Option(help='Where it is recorded: "Audio is recorded from a quiet room."')
+    scene: Scene = None,
+    speaker: Speakers = None,
+    ref: Clips = None,
+    ref_text: ClipTexts = None,
+    voice: Annotated[
+        str | None, typer.Option(help="A voice's name, or a file that Voice.save wrote, instead of the four above.")
     ] = None,
-    speaker: Annotated[
-        list[str] | None, typer.Option(help='Who speaks: "feminine; warm". Once for each [SPEAKERn] of the text.')
-    ] = None,
-    ref: Annotated[list[Path] | None, typer.Option(help="A clip to clone; needs --ref-text.")] = None,
-    ref_text: Annotated[list[str] | None, typer.Option(help="What is said in the clip; once for each --ref.")] = None,
-    voice: Annotated[Path | None, typer.Option(help="A saved voice (Voice.save), instead of the four above.")] = None,
+    folder: Folder = None,
     seed: Annotated[int | None, typer.Option(help="Makes it repeatable.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy; about 0.3 for clones.")] = 0.7,
     out: Annotated[Path | None, typer.Option(help="Write a wav file instead of playing.")] = None,
@@ -161,19 +127,21 @@ def say(
     if text is None and sys.stdin.isatty():
         raise SettingsError('nothing to say: give a text, or - and a stream: echo "Hello." | higgs-voice say -')
     if out is not None:
-        _check_writable(out)
-    who = _voice(scene, speaker or [], ref or [], ref_text or [], voice)
+        check_writable(out)
+    if voice is not None and (scene or speaker or ref or ref_text):
+        raise SettingsError("--voice is a whole voice; leave --scene, --speaker and --ref away")
+    who = _named(voice, model, folder) if voice is not None else described(scene, speaker, ref, ref_text)
     source = _stdin() if text in (None, "-") else text
     assert source is not None
     sampling = Sampling(seed=seed, temperature=temperature)
     engine_options = _engine_options(model, device, dtype, token)
-    saying = _Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim)
+    saying = Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim, folder=folder)
     summary = _run(saying.run())
     if as_json:
         typer.echo(json.dumps(summary))
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Before anything is spoken. Errors: `SettingsError`."""
     try:
         out.expanduser().open("ab").close()
@@ -181,28 +149,13 @@ def _check_writable(out: Path) -> None:
         raise SettingsError(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _voice(scene: str | None, speakers: list[str], clips: list[Path], texts: list[str], saved: Path | None) -> Voice:
-    from .conversation.voice import Reference, Voice
+def _named(voice: str, model: str, folder: Path | None) -> Voice | str:
+    """A voice, before a model is loaded for it; a server's has to wait for the server."""
+    from .conversation.presets import find_voice
 
-    if saved is not None:
-        if scene or speakers or clips:
-            raise SettingsError("--voice is a whole voice; leave --scene, --speaker and --ref away")
-        return Voice.load(saved)
-    if len(clips) != len(texts):
-        raise SettingsError(
-            f"every --ref needs a --ref-text with what is said in it; got {len(clips)} clips and {len(texts)} texts"
-        )
-    references = [Reference.from_file(clip, text) for clip, text in zip(clips, texts, strict=True)]
-    return Voice.create(scene=scene, speakers=speakers, references=references)
-
-
-def _engine_options(model: str, device: str, dtype: str, token: str | None) -> dict[str, Any]:
-    """What the engine that `model` names is made with."""
     if model.startswith(("ws://", "wss://")):
-        return {"token": token} if token else {}
-    if model == "fake" or model.startswith("boson:"):
-        return {}
-    return {"device": device, "dtype": dtype}
+        return voice
+    return _run(find_voice(voice, folder=folder))
 
 
 async def _stdin() -> AsyncIterator[str]:
@@ -232,16 +185,19 @@ async def _stdin() -> AsyncIterator[str]:
 
 
 @dataclass(slots=True)
-class _Saying:
+class Saying:
     """One run of `say`."""
 
     model: str
     options: dict[str, Any]
-    voice: Voice
+    voice: Voice | str
+    """Itself, or what `find_voice` finds it by once the engine is there."""
     sampling: Sampling
     source: str | AsyncIterator[str]
     out: Path | None
     normalize: bool
+    folder: Path | None = None
+    """Of voices."""
     _console: Console = field(default_factory=_stderr)
     _pcm: list[bytes] = field(default_factory=list[bytes])
     _reports: list[ChunkReport] = field(default_factory=list["ChunkReport"])
@@ -250,6 +206,7 @@ class _Saying:
     async def run(self) -> dict[str, Any]:
         """The summary of `--json`."""
         from .backends import create_backend
+        from .conversation.presets import find_voice
         from .conversation.session import SessionSettings, VoiceSession
 
         engine = create_backend(self.model, **self.options)
@@ -259,7 +216,10 @@ class _Saying:
             settings = SessionSettings(sampling=self.sampling, normalize=self.normalize)
             rate = engine.info.sample_rate
             player = None if self.out is not None else _Player.find(rate)
-            async with VoiceSession(engine, voice=self.voice, settings=settings) as session:
+            voice = self.voice
+            if isinstance(voice, str):
+                voice = await find_voice(voice, engine, folder=self.folder)
+            async with VoiceSession(engine, voice=voice, settings=settings) as session:
                 await self._speak(session, player)
         finally:
             await engine.aclose()
@@ -313,7 +273,7 @@ class _Saying:
             reason = "no player was found" if player is None else f"{player.name} did not play ({player.error})"
             out = DEFAULT_OUT
             self._console.print(f"{reason}, so the sound goes to a file; sounddevice is one: pip install sounddevice")
-        _check_writable(out)
+        check_writable(out)
         write_wav(out.expanduser(), b"".join(self._pcm), rate)
         self._console.print(f"wrote {out}", markup=False)
 
@@ -389,7 +349,7 @@ class _Player:
         return cls(name, write, close)
 
 
-# serve, voices
+# serve
 
 
 @app.command()
@@ -401,9 +361,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="HIGGS_VOICE_PORT", help="0 takes a free one.")] = 8765,
     token: Token = None,
-    voices: Annotated[
-        Path | None, typer.Option(envvar="HIGGS_VOICE_VOICES", help="A folder of voices that requests may name.")
-    ] = None,
+    folder: Folder = None,
     max_sessions: Annotated[int, typer.Option(help="Sessions of all clients together.")] = 64,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -429,82 +387,15 @@ def serve(
         host=host,
         port=port,
         token=token,
-        voices=voices,
+        voices=folder if folder is not None else _existing(voices_folder()),
         engine_options=_engine_options(model, device, dtype, None),
         on_ready=ready,
         max_sessions=max_sessions,
     )
 
 
-@app.command()
-@command
-def voices(
-    folder: Annotated[
-        Path | None, typer.Argument(envvar="HIGGS_VOICE_VOICES", help="A folder of saved voices (.voice) and clips.")
-    ] = None,
-    save: Annotated[Path | None, typer.Option(help="Make a voice of the options below and save it here.")] = None,
-    scene: Annotated[str | None, typer.Option(help="As in say.")] = None,
-    speaker: Annotated[list[str] | None, typer.Option(help="As in say.")] = None,
-    ref: Annotated[list[Path] | None, typer.Option(help="As in say.")] = None,
-    ref_text: Annotated[list[str] | None, typer.Option(help="As in say.")] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """List a folder's voices, or make one: higgs-voice voices --save anna.voice --ref anna.wav --ref-text "…"."""
-    if save is not None:
-        voice = _voice(scene, speaker or [], ref or [], ref_text or [], None)
-        try:
-            voice.save(save)
-        except OSError as error:
-            raise SettingsError(f"cannot write {save}: {error.strerror or error}") from error
-        _stderr().print(f"wrote {save}; say it with: higgs-voice say … --voice {save}", markup=False)
-        return
-    found = _voices_in(folder)
-    if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
-        return
-    table = Table("voice", "scene", "speakers", "clips", box=None)
-    for item in found:
-        clips = ", ".join(f"{seconds:.1f} s" for seconds in item["clips_s"])
-        table.add_row(item["name"], item["scene"] or "", "\n".join(item["speakers"]), clips or item["error"] or "")
-    Console().print(table)
-
-
-def _voices_in(folder: Path | None) -> list[dict[str, Any]]:
-    """``default`` and what a server with this folder would offer."""
-    from .audio import SAMPLE_RATE, load_clip
-    from .conversation.voice import Reference, Voice
-
-    default = Voice(scene="the model's own choice, kept by the context")
-    voices: dict[str, Voice | str] = {"default": default}
-    if folder is not None:
-        if not folder.is_dir():
-            raise SettingsError(f"the folder {str(folder)!r} does not exist")
-        for file in sorted(folder.iterdir()):
-            try:
-                if file.suffix == ".voice":
-                    voices[file.stem] = Voice.load(file)
-                elif file.suffix in (".wav", ".flac", ".ogg", ".mp3"):
-                    text = file.with_suffix(".txt")
-                    if not text.is_file():
-                        voices.setdefault(file.stem, f"not usable: write what is said in it to {text.name}")
-                        continue
-                    reference = Reference(text=text.read_text(encoding="utf-8").strip(), pcm=load_clip(file))
-                    voices.setdefault(file.stem, Voice.create(name=file.stem, references=reference))
-            except (HiggsVoiceError, OSError, UnicodeDecodeError) as error:
-                voices[file.stem] = f"not usable: {error}"
-    return [
-        {
-            "name": name,
-            "scene": voice.scene if isinstance(voice, Voice) else None,
-            "speakers": list(voice.speakers) if isinstance(voice, Voice) else [],
-            "clips_s": [round(len(item.pcm) / SAMPLE_RATE, 2) for item in voice.references]
-            if isinstance(voice, Voice)
-            else [],
-            "error": voice if isinstance(voice, str) else None,
-        }
-        for name, voice in voices.items()
-    ]
+def _existing(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None
 
 
 # doctor
@@ -637,6 +528,7 @@ Random = Annotated[
     str | None,
     typer.Option("--random", help="3b: the published model's shapes with random weights, instead of --model."),
 ]
+BenchVoice = Annotated[str | None, typer.Option("--voice", help="A voice's name, instead of the measurement's own.")]
 BenchJson = Annotated[bool, typer.Option("--json", help="Print nothing but the last line.")]
 
 
@@ -650,6 +542,10 @@ class _Bench:
     device: str
     dtype: str
     quiet: bool
+    named: str | None = None
+    folder: Path | None = None
+    voice: Voice | None = None
+    """The one that `named` means, once the engine is there."""
     console: Console = field(default_factory=lambda: Console(highlight=False))
 
     def __post_init__(self) -> None:
@@ -657,14 +553,18 @@ class _Bench:
 
     def run(self, measure: Callable[[Any], Coroutine[Any, Any, dict[str, Any]]]) -> None:
         from .bench.common import Place, emit, engine_for
+        from .conversation.presets import find_voice
 
         async def work() -> dict[str, Any]:
             engine = engine_for(self.model, random=self.random, device=self.device, dtype=self.dtype)
             try:
                 await engine.start()
+                if self.named is not None:
+                    self.voice = await find_voice(self.named, engine, folder=self.folder)
                 what = f"{self.random} shapes, random weights" if self.random else self.model
                 self.say(f"{self.name}: {what}", *Place.here().lines())
-                return {"model": what, **await measure(engine)}
+                found = await measure(engine)
+                return {"model": what, **({"voice": self.named} if self.named is not None else {}), **found}
             finally:
                 await engine.aclose()
 
@@ -685,6 +585,8 @@ def bench_context(
     pause: Annotated[float, typer.Option(min=0.0, help="Seconds that the caller talks between turns.")] = 1.0,
     model: Model = "nano",
     random: Random = None,
+    voice: BenchVoice = None,
+    folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: BenchJson = False,
@@ -696,7 +598,7 @@ def bench_context(
     if window not in (*context.WINDOWS, "every"):
         raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
     names = list(context.WINDOWS) if window == "every" else [window]
-    bench = _Bench("context", model, random, device, dtype, as_json)
+    bench = _Bench("context", model, random, device, dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
         bench.say(
@@ -710,7 +612,7 @@ def bench_context(
                     status.update(f"{name}: turn {turn + 1} of {turns}")
 
                 settings = context.Settings(turns=turns, frames=frames, pause_s=pause)
-                result = await context.measure(engine, name, settings, on_turn=on_turn)
+                result = await context.measure(engine, name, settings, voice=bench.voice, on_turn=on_turn)
             results.append(result)
             found = result.as_json()
             bench.say(
@@ -746,6 +648,8 @@ def bench_latency(
     pause: Annotated[float, typer.Option(min=0.0, help="Seconds between turns.")] = 0.5,
     model: Model = "nano",
     random: Random = None,
+    voice: BenchVoice = None,
+    folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: BenchJson = False,
@@ -754,10 +658,10 @@ def bench_latency(
     """Text in to first PCM out at the client, and where the time goes."""
     from .bench import latency
 
-    bench = _Bench("latency", model, random, device, dtype, as_json)
+    bench = _Bench("latency", model, random, device, dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
-        result = await latency.measure(engine, turns=turns, frames=frames, pause_s=pause)
+        result = await latency.measure(engine, turns=turns, frames=frames, pause_s=pause, voice=bench.voice)
         for name, spread in result.spreads().items():
             bench.say(f"{name:10} {spread} ms")
         return {"turns": turns, **result.as_json()}
@@ -771,6 +675,8 @@ def bench_bargein(
     turns: Turns = 30,
     model: Model = "nano",
     random: Random = None,
+    voice: BenchVoice = None,
+    folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: BenchJson = False,
@@ -779,10 +685,10 @@ def bench_bargein(
     """From an interruption to the last step and the last PCM, and to the next turn's first sound."""
     from .bench import bargein
 
-    bench = _Bench("bargein", model, random, device, dtype, as_json)
+    bench = _Bench("bargein", model, random, device, dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
-        result = await bargein.measure(engine, turns=turns)
+        result = await bargein.measure(engine, turns=turns, voice=bench.voice)
         for name, spread in result.spreads().items():
             bench.say(f"{name:24} {spread} ms")
         bench.say(f"steps after it {max(result.steps, default=0)} at most; PCM after it {result.pcm_after} pieces")
@@ -800,6 +706,8 @@ def bench_concurrency(
     pause: Annotated[float, typer.Option(min=0.0, help="Seconds between a session's turns.")] = 4.0,
     model: Model = "nano",
     random: Random = None,
+    voice: BenchVoice = None,
+    folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: BenchJson = False,
@@ -812,7 +720,7 @@ def bench_concurrency(
         counts = [int(part) for part in sessions.split(",")]
     except ValueError as error:
         raise SettingsError(f"--sessions takes numbers such as 1,2,4, not {sessions!r}") from error
-    bench = _Bench("concurrency", model, random, device, dtype, as_json)
+    bench = _Bench("concurrency", model, random, device, dtype, as_json, voice, folder)
 
     def on_level(level: concurrency_bench.Level) -> None:
         found = level.as_json()
@@ -823,7 +731,7 @@ def bench_concurrency(
 
     async def measure(engine: Any) -> dict[str, Any]:
         settings = concurrency.Settings(seconds=seconds, frames=frames, pause_s=pause)
-        levels = await concurrency.measure(engine, counts, settings, on_level=on_level)
+        levels = await concurrency.measure(engine, counts, settings, voice=bench.voice, on_level=on_level)
         bench.say(f"capacity: {concurrency.capacity(levels)} sessions without a gap")
         return concurrency.as_json(levels)
 

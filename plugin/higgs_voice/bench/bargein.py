@@ -63,12 +63,12 @@ def _active(engine: Synthesizer) -> int:
     return active if isinstance(active, int) else len(active)
 
 
-async def measure(engine: Synthesizer, *, turns: int = 30, frames: int = 50) -> Result:
+async def measure(engine: Synthesizer, *, turns: int = 30, frames: int = 50, voice: Voice | None = None) -> Result:
     """`turns` turns of three sentences; turn n is interrupted after its piece number n % 12 + 1."""
     result = Result()
     session = VoiceSession(
         engine,
-        voice=Voice.create(scene="Audio is recorded from a quiet room."),
+        voice=voice or Voice.create(scene="Audio is recorded from a quiet room."),
         settings=SessionSettings(sampling=sampling_for(frames), run_ahead_s=600.0),
     )
     async with session:

@@ -73,6 +73,7 @@ async def measure(
     sessions: Sequence[int],
     settings: Settings,
     *,
+    voice: Voice | None = None,
     on_level: Callable[[Level], None] = lambda level: None,
 ) -> list[Level]:
     """One level after another, up to the first with underruns."""
@@ -82,7 +83,7 @@ async def measure(
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for number in range(count):
-                group.create_task(_agent(engine, level, settings, number, began + settings.seconds))
+                group.create_task(_agent(engine, level, settings, number, began + settings.seconds, voice))
         level.wall_s = time.perf_counter() - began
         levels.append(level)
         on_level(level)
@@ -104,11 +105,13 @@ def as_json(levels: Sequence[Level]) -> dict[str, Any]:
     }
 
 
-async def _agent(engine: Synthesizer, level: Level, settings: Settings, number: int, until: float) -> None:
+async def _agent(
+    engine: Synthesizer, level: Level, settings: Settings, number: int, until: float, voice: Voice | None
+) -> None:
     rng = random.Random(settings.seed * 1000 + number)
     session = VoiceSession(
         engine,
-        voice=Voice.create(scene="Audio is recorded from a quiet room."),
+        voice=voice or Voice.create(scene="Audio is recorded from a quiet room."),
         settings=SessionSettings(sampling=sampling_for(settings.frames, seed=number)),
         rng=rng,
     )

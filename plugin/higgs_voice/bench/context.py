@@ -175,6 +175,7 @@ async def measure(
     name: str,
     settings: Settings,
     *,
+    voice: Voice | None = None,
     on_turn: Callable[[int], None] = lambda turn: None,
 ) -> Result:
     """One conversation with the window `name` of `WINDOWS`. `on_turn` hears of every finished turn."""
@@ -182,7 +183,8 @@ async def measure(
     recorder = Recorder(engine, CHUNKS)
     session = VoiceSession(
         recorder,
-        voice=Voice.create(scene="Audio is recorded from a quiet room.", speakers="warm; clear; moderate pitch"),
+        voice=voice
+        or Voice.create(scene="Audio is recorded from a quiet room.", speakers="warm; clear; moderate pitch"),
         settings=SessionSettings(
             sampling=sampling_for(settings.frames),
             window=WINDOWS[name],

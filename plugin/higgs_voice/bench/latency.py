@@ -55,12 +55,15 @@ class Result:
         }
 
 
-async def measure(engine: Synthesizer, *, turns: int = 30, frames: int = 50, pause_s: float = 0.5) -> Result:
+async def measure(
+    engine: Synthesizer, *, turns: int = 30, frames: int = 50, pause_s: float = 0.5, voice: Voice | None = None
+) -> Result:
     """`turns` turns of one sentence each, all heard, with `pause_s` between them; the first one is not counted."""
     result = Result()
     session = VoiceSession(
         engine,
-        voice=Voice.create(scene="Audio is recorded from a quiet room.", speakers="warm; clear; moderate pitch"),
+        voice=voice
+        or Voice.create(scene="Audio is recorded from a quiet room.", speakers="warm; clear; moderate pitch"),
         settings=SessionSettings(sampling=sampling_for(frames), window=Window.seconds(), run_ahead_s=600.0),
     )
     async with session:

@@ -1,0 +1,111 @@
+"""What the commands have in common: options, errors as one sentence, and a voice from what people write."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+
+from .errors import HiggsVoiceError, SettingsError
+
+if TYPE_CHECKING:
+    from .conversation.voice import Voice
+
+_P = ParamSpec("_P")
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="HIGGS_VOICE_MODEL",
+        help="nano (embedded), a hub id, a folder, ws://host:port, or fake.",
+    ),
+]
+Token = Annotated[
+    str | None, typer.Option("--token", envvar="HIGGS_VOICE_TOKEN", help="A server's token.", show_envvar=True)
+]
+Device = Annotated[str, typer.Option("--device", envvar="HIGGS_VOICE_DEVICE", help="auto, cpu, cuda, cuda:1, …")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and what the engine logs.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--voices",
+        envvar="HIGGS_VOICE_VOICES",
+        help="The folder of voices; unless given, voices in the program's own configuration folder.",
+    ),
+]
+Scene = Annotated[str | None, typer.Option(help='Where it is recorded: "Audio is recorded from a quiet room."')]
+Speakers = Annotated[
+    list[str] | None,
+    typer.Option("--speaker", help='Who speaks: "feminine; warm". Once for each [SPEAKERn] of the text.'),
+]
+Clips = Annotated[list[Path] | None, typer.Option("--ref", help="A clip to clone; needs --ref-text.")]
+ClipTexts = Annotated[
+    list[str] | None, typer.Option("--ref-text", help="What is said in the clip; once for each --ref.")
+]
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def command(call: Callable[_P, None]) -> Callable[_P, None]:
+    """What every command does: an error of ours is one sentence and exit 1, Ctrl-C is exit 130."""
+
+    @functools.wraps(call)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        debug = bool(kwargs.get("debug"))
+        if debug:
+            import logging
+
+            logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)7.0f %(name)s: %(message)s")
+            for noisy in ("asyncio", "urllib3", "matplotlib"):
+                logging.getLogger(noisy).setLevel(logging.INFO)
+        try:
+            call(*args, **kwargs)
+        except HiggsVoiceError as error:
+            if debug:
+                raise
+            stderr().print(f"higgs-voice: {error}", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
+        except BrokenPipeError as error:
+            # Who reads our output has gone; nothing more can be said to them, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def engine_options(model: str, device: str, dtype: str, token: str | None) -> dict[str, Any]:
+    """What the engine that `model` names is made with."""
+    if model.startswith(("ws://", "wss://")):
+        return {"token": token} if token else {}
+    if model == "fake" or model.startswith("boson:"):
+        return {}
+    return {"device": device, "dtype": dtype}
+
+
+def described(
+    scene: str | None, speakers: list[str] | None, clips: list[Path] | None, texts: list[str] | None
+) -> Voice:
+    """A voice from options. Errors: `SettingsError`, `ClipError`."""
+    from .conversation.voice import Reference, Voice
+
+    clips, texts = clips or [], texts or []
+    if len(clips) != len(texts):
+        raise SettingsError(
+            f"every --ref needs a --ref-text with what is said in it; got {len(clips)} clips and {len(texts)} texts"
+        )
+    references = [Reference.from_file(clip, text) for clip, text in zip(clips, texts, strict=True)]
+    return Voice.create(scene=scene, speakers=speakers, references=references)
