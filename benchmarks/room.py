@@ -3,16 +3,23 @@
     python benchmarks/room.py [--turns 20] [--model nano] [--json]
 
 A LiveKit server, `higgs-voice serve` and the worker of agents/livekit_agent.py run as processes of their own on loopback; a
-caller with the LiveKit SDK types and listens. Measured:
+caller with the LiveKit SDK types and listens. Every turn's text is said four times, one after the other, so that a machine
+that is slower for a while is slower for all four; each time by a session that hears as much of its past as the others do:
 
+- engine: from the text to the first PCM of an engine in this process
+- server: the same of the engine behind `higgs-voice serve`, over its websocket
+- plugin: from the text to the first frame of the LiveKit TTS (`higgs.TTS`) on that server, without a room
 - room: from the caller's typed text to the first 10 ms it hears that are louder than -40 dB of full scale
-- engine: from the text to the first PCM of the same server, by a `VoiceSession` of this process that says the same turns
-- plugin: the same, to the first frame of the LiveKit TTS (`higgs.TTS`), without a room
-- barge-in: from the typed interruption to the first of 400 ms in which nothing is heard
-- gap: the longest stretch without sound inside a sentence, beyond what the engine's own sound has there
 
-`added_ttfa_ms_p50` is plugin less engine (what the plugin adds); `room_added_ttfa_ms_p50` is room less engine, and holds
-the typed message's way, the agent's turn taking, Opus, the network and the caller's jitter buffer. The last line is JSON.
+and besides, in the room:
+
+- barge-in: from the typed interruption to the first of 400 ms in which nothing is heard
+- gap: the longest stretch without sound inside a sentence, beyond what the engine's own sound of any turn has
+
+The shares are medians of the turns' differences: `server_added_ttfa_ms_p50` is server less engine, `plugin_added_ttfa_ms_p50`
+plugin less server, `room_added_ttfa_ms_p50` room less plugin: the typed message's way, the agent's turn taking, the silence
+before the voice's first loud sound, Opus, the network and the caller's jitter buffer. `added_ttfa_ms_p50` is all of them,
+room less engine; `server_and_plugin_added_ttfa_ms_p50` plugin less engine. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,82 +27,116 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the server's processes have it; read when torch is loaded
 
 import numpy as np
 from livekit.agents import APIError
 from livekit.plugins import higgs
+from numpy.typing import NDArray
 
 from higgs_voice import PcmChunk, VoiceSession, create_backend
 from higgs_voice.bench.common import SENTENCES, Place
-from higgs_voice.conversation.synthesizer import Synthesizer
 from higgs_voice.errors import NoAudioError
 from tests.e2e.livekit_stage import AUDIBLE, Caller, Stage
 
 LONG = " ".join(SENTENCES[:8])
+SETTINGS = higgs.SessionSettings(sampling=higgs.Sampling(temperature=0.3), window=higgs.Window.last_n(1))
+DRAWN = {"HIGGS_AGENT_WINDOW": "1", "HIGGS_AGENT_TEMPERATURE": "0.3"}
+"""The same for the worker. The embedded voice has learned to hear one earlier exchange."""
 
 
-def percentiles(values: list[float]) -> tuple[float, float]:
-    """p50 and p95, in milliseconds."""
-    ordered = sorted(values)
-    return statistics.median(ordered) * 1e3, ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] * 1e3
+@dataclass
+class Measured:
+    """Seconds. One entry a turn; NaN where the model gave no sound."""
+
+    engine: list[float] = field(default_factory=list[float])
+    server: list[float] = field(default_factory=list[float])
+    plugin: list[float] = field(default_factory=list[float])
+    room: list[float] = field(default_factory=list[float])
+    factors: list[float] = field(default_factory=list[float])
+    """Time to generate over time of audio, in this process."""
+    quiet: float = 0.0
+    """The longest silence inside the engine's own sound."""
+    gap: float = 0.0
+    """The longest silence inside speech in the room."""
+    late: float = 0.0
+    """The longest that the listener itself was kept from the processor."""
+    silences: list[float] = field(default_factory=list[float])
 
 
-async def engine_alone(engine: Synthesizer, turns: list[str]) -> tuple[list[float], list[float], float]:
-    """TTFA and RTF of every turn, each a speech of one session and heard in full; and the longest quiet in the sound."""
-    waits: list[float] = []
-    factors: list[float] = []
-    quiet = 0.0
-    async with VoiceSession(engine) as session:
-        for text in turns:
-            began = time.perf_counter()
-            speech = session.speak(text)
-            first: float | None = None
-            sound = bytearray()
-            with suppress(NoAudioError):
-                async for item in speech:
-                    if isinstance(item, PcmChunk):
-                        first = first or time.perf_counter()
-                        sound += item.pcm
-            if first is None:
-                continue  # a turn the model has no sound for is counted by the room
-            waits.append(first - began)
-            factors.append((time.perf_counter() - began) / speech.audio_s)
-            quiet = max(quiet, longest_quiet_s(np.frombuffer(bytes(sound), dtype="<i2")))
-            session.settle(speech.id, speech.audio_s)
-    return waits, factors, quiet
+def percentile(values: list[float], share: float) -> float:
+    """In milliseconds, by the nearest rank; NaN are left out."""
+    ordered = sorted(value for value in values if value == value)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1e3 if ordered else float("nan")
 
 
-async def plugin_alone(model: str, turns: list[str]) -> list[float]:
+def added(values: list[float], base: list[float]) -> float:
+    """Median of the turns' differences, in milliseconds."""
+    pairs = [one - other for one, other in zip(values, base, strict=True) if one == one and other == other]
+    return statistics.median(pairs) * 1e3 if pairs else float("nan")
+
+
+async def by_session(session: VoiceSession, text: str) -> tuple[float, float, NDArray[np.int16]]:
+    """TTFA and RTF of a turn that is then heard in full, and its sound."""
+    began = time.perf_counter()
+    speech = session.speak(text)
+    first = float("nan")
+    sound = bytearray()
+    with suppress(NoAudioError):
+        async for item in speech:
+            if isinstance(item, PcmChunk):
+                if not sound:
+                    first = time.perf_counter() - began
+                sound += item.pcm
+    took = time.perf_counter() - began
+    session.settle(speech.id, float("inf"))
+    await asyncio.sleep(0.2)  # what is prefilled between turns is ready, as it is in a call
+    return first, took / speech.audio_s if sound else float("nan"), np.frombuffer(bytes(sound), dtype="<i2")
+
+
+async def by_plugin(tts: higgs.TTS, text: str) -> float:
     """From pushing a turn's text to the first frame of the plugin's stream."""
-    waits: list[float] = []
-    async with higgs.TTS(model=model) as tts:
-        await tts.conversation().ready()
-        for text in turns:
-            async with tts.stream() as stream:
-                began = time.perf_counter()
-                stream.push_text(text)
-                stream.end_input()
-                with suppress(APIError):
-                    async for _ in stream:
-                        if began:
-                            waits.append(time.perf_counter() - began)
-                            began = 0.0
-            conversation = tts.conversation()
-            for said in list(conversation.said.values()):
-                said.settle(float("inf"))
-    return waits
+    first = float("nan")
+    async with tts.stream() as stream:
+        began = time.perf_counter()
+        stream.push_text(text)
+        stream.end_input()
+        with suppress(APIError):
+            async for _ in stream:
+                if first != first:
+                    first = time.perf_counter() - began
+    for said in list(tts.conversation().said.values()):
+        said.settle(float("inf"))
+    await asyncio.sleep(0.2)
+    return first
 
 
-def longest_quiet_s(samples: np.ndarray) -> float:
+async def by_caller(caller: Caller, text: str, measured: Measured) -> float:
+    """From the typed text to the first sound in the room."""
+    since = len(caller.heard)
+    sent = await caller.send(f"say: {text}")
+    try:
+        start = await caller.until_audible(since)
+    except AssertionError:
+        return float("nan")
+    stop = await caller.until_quiet(start, 1.0)
+    measured.gap = max(measured.gap, caller.longest_gap_s(start, stop))
+    measured.late = max(measured.late, caller.worst_gap_s(start, stop) - 0.02)
+    return caller.heard[start][0] - sent
+
+
+def longest_quiet_s(samples: NDArray[np.int16]) -> float:
     """The longest silence between two sounds."""
     count = len(samples) // 240
     levels = np.sqrt(np.mean((samples[: count * 240].reshape(count, 240) / 32768.0) ** 2, axis=1))
@@ -103,59 +144,72 @@ def longest_quiet_s(samples: np.ndarray) -> float:
     return 0.0 if len(loud) < 2 else float(max(np.diff(loud) - 1)) / 100
 
 
-async def in_room(stage: Stage, turns: list[str], interruptions: int) -> tuple[list[float], list[float], float, int]:
-    """TTFA of every turn, barge-in to silence, the longest silence inside speech, and turns without any sound."""
-    silent = 0
-    waits: list[float] = []
-    silences: list[float] = []
-    gap = 0.0
-    async with Caller(stage, "benchmark") as caller:
-        await caller.agent()
-        await caller.until_quiet(await caller.until_audible(0), 1.0)
-        for text in turns:
-            since = len(caller.heard)
-            sent = await caller.send(f"say: {text}")
-            try:
-                start = await caller.until_audible(since)
-            except AssertionError:
-                silent += 1
-                continue
-            waits.append(caller.heard[start][0] - sent)
-            stop = await caller.until_quiet(start, 1.0)
-            gap = max(gap, caller.longest_gap_s(start, stop))
-        for _ in range(interruptions):
-            since = len(caller.heard)
-            await caller.send(f"say: {LONG}")
-            await caller.until_audible(since)
-            await asyncio.sleep(2.0)
-            said = len(caller.heard)
-            sent = await caller.send("say: …")
-            stop = await caller.until_quiet(said)
-            # a pause of the voice is quiet before the interruption can have come through
-            silences.append(max(0.0, caller.heard[stop][0] - sent))
-    return waits, silences, gap, silent
+async def interrupted(caller: Caller) -> float:
+    """From a typed interruption to silence."""
+    since = len(caller.heard)
+    await caller.send(f"say: {LONG}")
+    await caller.until_audible(since)
+    await asyncio.sleep(2.0)
+    said = len(caller.heard)
+    sent = await caller.send("say: …")  # interrupts, and then has nothing to say
+    stop = await caller.until_quiet(said)
+    # a pause of the voice is quiet before the interruption can have come through
+    return max(0.0, caller.heard[stop][0] - sent)
 
 
 async def measure(stage: Stage, turns: list[str], interruptions: int) -> dict[str, Any]:
-    address = f"ws://127.0.0.1:{stage.port}"
-    engine = create_backend(address)
-    await engine.start()
+    result = Measured()
+    local, remote = create_backend(stage.model), create_backend(f"ws://127.0.0.1:{stage.port}")
+    await local.start()
+    await remote.start()
+    tts = higgs.TTS(engine=remote, settings=SETTINGS)
     try:
-        await engine_alone(engine, turns[:2])  # warms up
-        alone, factors, quiet = await engine_alone(engine, turns)
+        async with (
+            VoiceSession(local, settings=SETTINGS) as here,
+            VoiceSession(remote, settings=SETTINGS) as there,
+            tts,
+            Caller(stage, "benchmark") as caller,
+        ):
+            await caller.agent()
+            await caller.until_quiet(await caller.until_audible(0), 1.0)
+            for number, text in enumerate([turns[-1], *turns]):
+                engine, factor, sound = await by_session(here, text)
+                server, _, other = await by_session(there, text)
+                plugin = await by_plugin(tts, text)
+                if number == 0:  # warms up
+                    await by_caller(caller, text, Measured())
+                    continue
+                result.engine.append(engine)
+                result.server.append(server)
+                result.plugin.append(plugin)
+                result.factors.append(factor)
+                result.quiet = max(result.quiet, longest_quiet_s(sound), longest_quiet_s(other))
+                result.room.append(await by_caller(caller, text, result))
+            for _ in range(interruptions):
+                result.silences.append(await interrupted(caller))
     finally:
-        await engine.aclose()
-    plugin = await plugin_alone(address, turns)
-    room, silences, gap, silent = await in_room(stage, turns, interruptions)
-    result: dict[str, Any] = {"turns": len(turns), "model": stage.model}
-    for name, values in (("engine", alone), ("plugin", plugin), ("room", room)):
-        result[f"{name}_ttfa_ms_p50"], result[f"{name}_ttfa_ms_p95"] = percentiles(values)
-    result["added_ttfa_ms_p50"] = result["plugin_ttfa_ms_p50"] - result["engine_ttfa_ms_p50"]
-    result["room_added_ttfa_ms_p50"] = result["room_ttfa_ms_p50"] - result["engine_ttfa_ms_p50"]
-    result["bargein_silence_ms_p50"], result["bargein_silence_ms_p95"] = percentiles(silences)
-    result["max_gap_ms"] = max(0.0, gap - quiet) * 1e3
-    result["silent_turns"] = silent
-    result["rtf_p50"] = statistics.median(factors)
+        await remote.aclose()
+        await local.aclose()
+    return figures(result, stage.model)
+
+
+def figures(measured: Measured, model: str) -> dict[str, Any]:
+    result: dict[str, Any] = {"bench": "room", "model": model, "turns": len(measured.room)}
+    ways = {name: getattr(measured, name) for name in ("engine", "server", "plugin", "room")}
+    for name, values in ways.items():
+        result[f"{name}_ttfa_ms_p50"], result[f"{name}_ttfa_ms_p95"] = percentile(values, 0.5), percentile(values, 0.95)
+    result["added_ttfa_ms_p50"] = added(measured.room, measured.engine)
+    result["server_added_ttfa_ms_p50"] = added(measured.server, measured.engine)
+    result["plugin_added_ttfa_ms_p50"] = added(measured.plugin, measured.server)
+    result["server_and_plugin_added_ttfa_ms_p50"] = added(measured.plugin, measured.engine)
+    result["room_added_ttfa_ms_p50"] = added(measured.room, measured.plugin)
+    result["bargein_silence_ms_p50"] = percentile(measured.silences, 0.5)
+    result["bargein_silence_ms_p95"] = percentile(measured.silences, 0.95)
+    result["max_gap_ms"] = max(0.0, measured.gap - measured.quiet) * 1e3
+    result["room_quiet_ms"], result["engine_quiet_ms"] = measured.gap * 1e3, measured.quiet * 1e3
+    result["listener_late_ms"] = measured.late * 1e3
+    result["silent_turns"] = sum(value != value for values in ways.values() for value in values)
+    result["rtf_p50"] = statistics.median(measured.factors)
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}
 
 
@@ -170,14 +224,14 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory() as folder,
         # The script gives its text at once: how long an LLM takes is not what is measured.
-        Stage(Path(folder), model=given.model, spare=False, HIGGS_AGENT_WORD_S="0").running() as stage,
+        Stage(Path(folder), model=given.model, spare=False, HIGGS_AGENT_WORD_S="0", **DRAWN).running() as stage,
     ):
         result = asyncio.run(measure(stage, turns, given.interruptions))
     if not given.json:
         for line in Place.here().lines():
             print(line)
         for key, value in result.items():
-            print(f"{key:28} {value}")
+            print(f"{key:36} {value}")
     print(json.dumps(result))
     return 0
 
