@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -97,6 +98,12 @@ def load_tracing() -> Any:
         return None
 
 
+def under(span: Any) -> AbstractContextManager[Any]:
+    """For frameworks that keep their span to themselves: a turn that begins in here hangs under it. None does nothing."""
+    api = load_tracing()
+    return nullcontext() if span is None or api is None else api.use_span(span, end_on_exit=False)
+
+
 @dataclass(slots=True, eq=False)
 class TurnTrace:
     """The spans of one turn, under the span that was current when it began.
@@ -139,7 +146,7 @@ class TurnTrace:
     def chunk(self, number: int, characters: int, text: str | None = None) -> None:
         """A chunk was given to the engine."""
         if self._turn is not None:
-            given = {"higgs_voice.chunk": number, "higgs_voice.characters": characters}
+            given: dict[str, Value] = {"higgs_voice.chunk": number, "higgs_voice.characters": characters}
             if text is not None:
                 given["higgs_voice.text"] = text
             self._chunk = self._begin("higgs_voice.chunk", self._context, given)

@@ -28,6 +28,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from .. import telemetry
 from ..audio import PcmChunk
 from ..config import Sampling
 from ..conversation.presets import find_voice
@@ -353,7 +354,7 @@ class HiggsTTSService(TTSService):
             if self._turn_context_id is not None:
                 await self.on_turn_context_completed()  # of a turn whose end the LLM never sent
         elif isinstance(frame, LLMTextFrame) and self._stale_llm and not frame.skip_tts:
-            logger.debug(f"{self}: dropping a token of an interrupted reply: [{frame.text}]")
+            logger.debug(f"{self}: dropping a token of an interrupted reply")
             return
         elif isinstance(frame, LLMContextAssistantTurnFrame) and direction == FrameDirection.UPSTREAM:
             self._committed(frame.text)
@@ -402,9 +403,12 @@ class HiggsTTSService(TTSService):
                 del self._utterances[key]  # nobody told what was heard of it; the session took it for heard
         self.session.by_clock = self._tracker is None
         context = self._tts_contexts.get(context_id)
+        spans: dict[str, Any] = getattr(self, "_tts_spans", {})  # of the framework's `traced_tts`
+        with telemetry.under(spans.get(context_id, {}).get("span")):
+            speech = self.session.speak()
         utterance = self._utterances[context_id] = _Utterance(
             context_id,
-            self.session.speak(),
+            speech,
             Timeline(self._device),
             interruptible=context.interruptible if context else True,
             in_transcript=context.append_to_context if context else True,
@@ -510,7 +514,8 @@ class HiggsTTSService(TTSService):
 
     async def _report(self, report: ChunkReport) -> None:
         if report.error is not None:
-            logger.warning(f"{self}: {report.error} [{report.written}]")
+            text = f" [{report.written}]" if self._session_settings.log_text else ""
+            logger.warning(f"{self}: chunk {report.chunk}: {report.error}{text}")
         await self._call_event_handler("on_chunk", report)
 
     def _audio_frame(self, utterance: _Utterance, pcm: bytes) -> TTSAudioRawFrame:
