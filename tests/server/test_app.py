@@ -17,12 +17,13 @@ import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from higgs_voice import Reference, Voice, wire
+from higgs_voice import Reference, Voice, VoiceSession, wire
 from higgs_voice.audio import write_wav
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.backends.remote import RemoteSynthesizer
+from higgs_voice.conversation.presets import Presets
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
-from higgs_voice.errors import EngineBusyError, SettingsError
+from higgs_voice.errors import EngineBusyError, RefusedError, SettingsError, VoiceError, VoiceFileError
 from higgs_voice.server.app import Server, ServerSettings
 from tests.backends.conformance import LONG, collect, request
 from tests.server.proxy import until
@@ -167,7 +168,7 @@ async def test_server_sent_events() -> None:
         ({"input": "Hi.", "speed": 2.0}, 400, "speed"),
         ({"input": "Hi.", "response_format": "aac"}, 400, "response_format"),
         ({"input": "Hi.", "voice": "../../etc/passwd"}, 400, "has no voice"),
-        ({"input": "Hi.", "voice": "nobody"}, 400, "has: default"),
+        ({"input": "Hi.", "voice": "nobody"}, 400, "has: ada, default"),
         ({"input": "Hi.", "extra": 1}, 400, "extra"),
     ],
 )
@@ -220,7 +221,8 @@ async def test_voices_are_the_operators(tmp_path: Path) -> None:
     engine = FakeSynthesizer()
     async with serving(engine, voices=tmp_path) as server, http(server) as client:
         names = [item["id"] for item in (await client.get("/v1/voices")).json()["data"]]
-        assert names == ["ann", "bob", "default"]
+        assert names == sorted(["ann", "bob", *Presets(None).names()])
+        assert "ada" in names
         for voice in ("ann", "bob"):
             assert (await client.post("/v1/audio/speech", json={"input": "Hi.", "voice": voice})).status_code == 200
         assert (await client.post("/v1/audio/speech", json={"input": "Hi.", "instructions": "deep"})).status_code == 200
@@ -230,6 +232,60 @@ async def test_voices_are_the_operators(tmp_path: Path) -> None:
     assert described.context.voice.speakers == ("SPEAKER0: deep",)
     with pytest.raises(SettingsError, match="does not exist"):
         Server(engine, ServerSettings(voices=tmp_path / "nowhere"))
+
+
+async def test_a_client_names_a_voice_of_the_server_and_gets_codes(tmp_path: Path) -> None:
+    class Counting(FakeSynthesizer):
+        encoded = 0
+
+        async def encode(self, pcm: np.ndarray) -> np.ndarray:
+            self.encoded += 1
+            return await super().encode(pcm)
+
+    sound = np.random.default_rng(1).normal(0, 0.1, 48000).astype(np.float32)
+    Voice.create(scene="A hall.", references=Reference("What Ann says.", sound)).save(tmp_path / "ann.voice")
+    engine = Counting()
+    async with serving(engine, voices=tmp_path) as server:
+        client = RemoteSynthesizer(server.url)
+        voice = await client.voice("ann")
+        (clip,) = voice.references
+        assert (voice.name, voice.scene, clip.text, clip.codec) == ("ann", "A hall.", "What Ann says.", "fake")
+        assert not len(clip.pcm)  # the operator's clip stays where it is
+        assert clip.codes is not None
+        assert clip.codes.shape == (8, 50)
+        await client.voice("ann")
+        async with VoiceSession(client, voice=voice) as session:
+            await session.speak("Hello there.").collect()
+        assert engine.encoded == 1
+        assert np.array_equal(engine.requests[0].context.voice.references[0].codes, clip.codes)
+        with pytest.raises(RefusedError, match="this server has no voice 'nobody'; it has: ada, ann"):
+            await client.voice("nobody")
+        with pytest.raises(VoiceError, match="cannot be the name"):
+            await client.voice("../ann")
+        await client.aclose()
+
+
+async def test_a_voice_that_cannot_be_read_is_the_clients_error_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "bad.voice").write_bytes(b"no voice at all")
+    async with serving(voices=tmp_path) as server, http(server) as web:
+        client = RemoteSynthesizer(server.url)
+        with pytest.raises(VoiceFileError, match="cannot be read"):
+            await client.voice("bad")
+        assert (await client.voice("ada")).speakers == ("feminine; american",)
+        await client.aclose()
+        answer = await web.post("/v1/audio/speech", json={"input": "Hi.", "voice": "bad"})
+        assert (answer.status_code, "cannot be read" in answer.json()["error"]["message"]) == (400, True)
+
+
+async def test_an_operators_voice_that_changes_is_read_again(tmp_path: Path) -> None:
+    engine = FakeSynthesizer()
+    async with serving(engine, voices=tmp_path) as server, http(server) as client:
+        for scene in ("One.", "Another."):
+            Voice.create(name="someone else", scene=scene).save(tmp_path / "ann.voice")
+            assert (await client.post("/v1/audio/speech", json={"input": "Hi.", "voice": "ann"})).status_code == 200
+        (tmp_path / "ann.voice").unlink()
+        assert (await client.post("/v1/audio/speech", json={"input": "Hi.", "voice": "ann"})).status_code == 400
+    assert [request.context.voice.scene for request in engine.requests] == ["One.", "Another."]
 
 
 async def test_metrics_count() -> None:
