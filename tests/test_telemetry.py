@@ -6,6 +6,9 @@ import asyncio
 import io
 import json
 import logging
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,8 +19,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from higgs_voice import PcmChunk, SessionSettings, VoiceSession, telemetry
 from higgs_voice.backends.fake import FakeSynthesizer
+from higgs_voice.backends.remote import RemoteSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
 from higgs_voice.errors import EngineDiedError, SettingsError
+from higgs_voice.server.app import Server, ServerSettings
 
 TURN = "Hello there, my friend. Your password is xyzzy, keep it. And here comes a third one."
 
@@ -154,8 +159,6 @@ def test_lines_of_others_and_tracebacks_are_json_too() -> None:
     try:
         raise ValueError("no")
     except ValueError:
-        import sys
-
         record = logging.LogRecord("uvicorn", logging.ERROR, "f.py", 1, "it %s", ("broke",), sys.exc_info())
     line = json.loads(telemetry.JsonFormatter().format(record))
     assert line["message"] == "it broke"
@@ -265,7 +268,6 @@ async def test_a_session_that_closes_ends_the_spans_it_has_open(spans: InMemoryS
 
 
 async def test_a_turn_without_opentelemetry_is_spoken_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
 
     telemetry.load_tracing.cache_clear()
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
@@ -274,3 +276,45 @@ async def test_a_turn_without_opentelemetry_is_spoken_all_the_same(monkeypatch: 
         await call()
     finally:
         telemetry.load_tracing.cache_clear()
+
+
+# The server
+
+
+async def test_a_servers_lines_carry_the_calls_id_across_the_wire(log: io.StringIO) -> None:
+    async with Server(FakeSynthesizer(), ServerSettings(port=0)) as server:
+        remote = RemoteSynthesizer(server.url)
+        async with VoiceSession(remote, settings=SessionSettings(call_id="CA123")) as session:
+            await session.speak(TURN).collect()
+        await remote.aclose()
+    served = lines(log, "chunk served")
+    assert [line["call_id"] for line in served] == ["CA123"] * 3
+    assert all(line["reason"] == "eos" and float(str(line["first_pcm_s"])) >= 0 for line in served)
+    assert lines(log, "ready")
+    assert lines(log, "client connected")
+    assert "xyzzy" not in log.getvalue()
+
+
+def test_the_command_writes_json_lines_and_nothing_else() -> None:
+    """A server process from start to end: every line of its standard error is an object."""
+    command = [
+        sys.executable,
+        "-m",
+        "higgs_voice.cli",
+        "serve",
+        "--model",
+        "fake",
+        "--port",
+        "0",
+        "--log-format",
+        "json",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        ready = json.loads(process.stderr.readline())
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read().splitlines()
+    assert ready["event"] == "ready"
+    assert ready["url"].startswith("ws://127.0.0.1:")
+    assert [json.loads(line)["event"] for line in rest] == ["draining"]
+    assert process.returncode == 0

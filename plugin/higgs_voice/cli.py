@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from . import telemetry
 from ._version import __version__
 from .audio import PcmChunk, write_wav
 from .cli_parts import (
@@ -363,6 +364,13 @@ def serve(
     token: Token = None,
     folder: Folder = None,
     max_sessions: Annotated[int, typer.Option(help="Sessions of all clients together.")] = 64,
+    admit_beyond_capacity: Annotated[
+        bool, typer.Option(help="Take sessions although, by the engine's measured pace, speech would have gaps.")
+    ] = False,
+    log_format: Annotated[
+        str, typer.Option(envvar="HIGGS_VOICE_LOG_FORMAT", help="Log lines on standard error: text, or json.")
+    ] = "text",
+    log_text: Annotated[bool, typer.Option(help="Let log lines hold the text of what is spoken.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     debug: Debug = False,
@@ -376,7 +384,11 @@ def serve(
             f'the server needs {error.name}, which is not installed; run: pip install "higgs-voice[server]"'
         ) from error
 
+    if log_format not in ("text", "json"):
+        raise SettingsError(f"--log-format is text or json, not {log_format!r}")
+    telemetry.configure("json" if log_format == "json" else "text", level="DEBUG" if debug else "INFO")
     console = _stderr()
+    console.quiet = log_format == "json"
 
     def ready(server: Server) -> None:
         console.print(f"{model} is ready at {server.url}", markup=False)
@@ -391,6 +403,8 @@ def serve(
         engine_options=_engine_options(model, device, dtype, None),
         on_ready=ready,
         max_sessions=max_sessions,
+        log_text=log_text,
+        admit_beyond_capacity=admit_beyond_capacity,
     )
 
 

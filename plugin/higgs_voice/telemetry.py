@@ -58,17 +58,18 @@ class JsonFormatter(logging.Formatter):
 def configure(
     style: Literal["text", "json"] = "text", *, level: int | str = logging.INFO, stream: TextIO | None = None
 ) -> None:
-    """Send this package's log lines to `stream` (standard error). For entry points; libraries leave logging to them."""
+    """Send the log lines of this package and of its web server to `stream` (standard error). For entry points; libraries
+    leave logging to them."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(
-        JsonFormatter() if style == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    )
-    log = logging.getLogger("higgs_voice")
-    for old in log.handlers[:]:
-        log.removeHandler(old)
-    log.addHandler(handler)
-    log.setLevel(level)
-    log.propagate = False
+    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if style == "json" else plain)
+    for name, least in (("higgs_voice", level), ("uvicorn", logging.WARNING)):
+        log = logging.getLogger(name)
+        for old in log.handlers[:]:
+            log.removeHandler(old)
+        log.addHandler(handler)
+        log.setLevel(least)
+        log.propagate = False
 
 
 def session_name(call_id: str, unique: str) -> str:

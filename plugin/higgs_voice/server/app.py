@@ -20,7 +20,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from .. import wire
+from .. import telemetry, wire
 from .._version import __version__
 from ..config import Sampling
 from ..conversation.synthesizer import Synthesizer
@@ -221,7 +221,7 @@ class App:
         from ..conversation.session import SessionSettings, VoiceSession
 
         self.hub.http_streams += 1
-        settings = SessionSettings(sampling=Sampling(seed=body.seed), run_ahead_s=2.0)
+        settings = SessionSettings(sampling=Sampling(seed=body.seed), run_ahead_s=2.0, log_text=self.settings.log_text)
         session = VoiceSession(self.engine, voice=voice, settings=settings)
         try:
             await session.start()
@@ -377,7 +377,7 @@ class Server:
         self._sockets = [_bind(self.settings.host, self.settings.port)]
         config = uvicorn.Config(
             self._app,
-            log_level="warning",
+            log_config=None,
             access_log=False,
             lifespan="off",
             ws="websockets-sansio",
@@ -395,6 +395,7 @@ class Server:
             await self.aclose()
             raise
         self._app.ready = True
+        telemetry.event(log, "ready", url=self.url, model=self._engine.info.model)
 
     async def drain(self) -> None:
         """Refuse new sessions and wait for what is being said."""
@@ -451,7 +452,7 @@ async def run(
             if on_ready is not None:
                 on_ready(server)
             await first.wait()
-            log.info("shutting down: no new sessions; waiting %.0f s at most for what is being said", settings.drain_s)
+            telemetry.event(log, "draining", sessions=server.hub.sessions, drain_s=settings.drain_s)
             ends = {loop.create_task(server.drain()), loop.create_task(second.wait())}
             _, left = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in left:

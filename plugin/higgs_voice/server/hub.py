@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from .. import wire
+from .. import telemetry, wire
 from ..conversation.synthesizer import (
     AudioEvent,
     ContextSpec,
@@ -144,6 +144,7 @@ class Hub:
             client = self.clients[hello.client] = Client(self, hello.client)
         else:
             self.metrics.resumptions.inc()
+        telemetry.event(log, "client connected", client=client.prefix, again=client.expiry is not None or None)
         client.attach(hello, connection)
         return client
 
@@ -152,6 +153,7 @@ class Hub:
         if client.connection is not connection:
             return  # the client has come back on another one
         client.connection = None
+        telemetry.event(log, "client left", client=client.prefix, sessions=len(client.sessions), for_good=for_good)
         if for_good or self.settings.grace_s == 0.0:
             self.end(client)
         else:
@@ -373,6 +375,7 @@ class Client:
         self, why: str, error: HiggsVoiceError, *, stream: int | None = None, request: int | None = None
     ) -> None:
         self.hub.metrics.refusals.labels(why).inc()
+        telemetry.event(log, "refused", level=logging.WARNING, client=self.prefix, why=why)
         self.send(wire.Failed(stream=stream, request=request, failure=failure(error)))
 
     # clips
@@ -449,6 +452,8 @@ class Stream:
         self.request = request
         self.running = True
         self.first_at: float | None = None
+        self.first_pcm_s: float | None = None
+        """From the request to its first audio."""
         self._window = window
         self._asked_at = client.hub.clock()
         self._waited = 0.0
@@ -499,6 +504,7 @@ class Stream:
         except HiggsVoiceError as error:
             self._fail(error)
             metrics.chunks.labels("error").inc()
+            self._note(None, error)
         except Exception as error:
             log.exception("the engine broke while it spoke a chunk")
             self._fail(EngineDiedError(f"the engine broke: {type(error).__name__}: {error}"))
@@ -518,7 +524,8 @@ class Stream:
         if event.pcm:
             if self.first_at is None:
                 self.first_at = now
-                hub.metrics.ttfa.observe(now - self._asked_at)
+                self.first_pcm_s = now - self._asked_at
+                hub.metrics.ttfa.observe(self.first_pcm_s)
             elif now > self.first_at + event.start / rate + _LATE_S:
                 hub.metrics.underruns.inc()
                 self.first_at = now - event.start / rate  # the listener waited; later audio is due that much later
@@ -547,6 +554,24 @@ class Stream:
         )
         self._emit(wire.dump(message))
         self._finished = True
+        self._note(event, event.error)
+
+    def _note(self, event: FinishedEvent | None, error: BaseException | None) -> None:
+        hub, session = self.client.hub, self.request.session_id.partition("/")[2]
+        telemetry.event(
+            log,
+            "chunk served",
+            level=logging.INFO if error is None else logging.WARNING,
+            call_id=telemetry.call_of(session),
+            session=session,
+            client=self.client.prefix,
+            stream=self.number,
+            reason=event.reason.value if event is not None else "error",
+            audio_s=event.frames / hub.engine.info.frame_rate if event is not None else None,
+            first_pcm_s=self.first_pcm_s,
+            error=telemetry.kind_of(error),
+            text=self.request.text if hub.settings.log_text else None,
+        )
 
     def _fail(self, error: HiggsVoiceError) -> None:
         self._emit(wire.dump(wire.Failed(stream=self.number, seq=self._seq, failure=failure(error))))

@@ -51,6 +51,8 @@ class ServerSettings(Settings):
     drain_s: float = Field(default=30.0, ge=0.0)
     """How long a shutdown waits for what is being said."""
     ping_s: float = Field(default=10.0, gt=0.0)
+    log_text: bool = False
+    """Whether log lines hold the text of what is spoken, which may repeat what a caller said."""
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
