@@ -203,6 +203,8 @@ class Line:
     async def until(self, ready: Any, seconds: float = 10.0) -> None:
         async with asyncio.timeout(seconds):
             while not ready():
+                wrong = self.of("wrong")
+                assert not wrong, f"the bot sent what {self.provider} does not take: {wrong[0].detail}"
                 self.changed.clear()
                 await self.changed.wait()
 
@@ -325,7 +327,10 @@ class Line:
             wait = due - time.monotonic()
             if wait > 0:
                 await asyncio.sleep(wait)
-            self._take(json.loads(text))
+            try:
+                self._take(json.loads(text))
+            except (AssertionError, KeyError, ValueError) as error:
+                self.note("wrong", why=f"{type(error).__name__}: {error}", message=text[:200])
 
     def _take(self, message: dict[str, Any]) -> None:
         event = message.get("event", "")
@@ -337,7 +342,7 @@ class Line:
             data = base64.b64decode(message["media"]["payload"])
             if self.provider == "exotel":
                 assert len(data) % 320 == 0, f"Exotel takes multiples of 320 bytes, not {len(data)}"
-                assert len(data) >= 3200, f"Exotel takes 100 ms and more, not {len(data) // 16} ms"
+                assert len(data) >= 3200, f"Exotel takes 3200 bytes and more, not {len(data)} bytes"
                 data = to_ulaw(np.frombuffer(data, dtype="<i2"))
             if self.provider == "plivo":
                 assert message["media"]["contentType"] == "audio/x-mulaw"

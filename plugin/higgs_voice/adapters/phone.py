@@ -284,7 +284,7 @@ def _serializer(call: PhoneCall) -> _WithMarks:
 class PhoneTransport(FastAPIWebsocketTransport):
     """A provider's media stream as a Pipecat transport.
 
-    Sound goes in and out at 8 kHz, in packets of 20 ms (Exotel: 100 ms, the least it takes). The stream's end ends the call at
+    Sound goes in and out at 8 kHz, in packets of 20 ms (Exotel: 200 ms, its least of 3200 bytes). The stream's end ends the call at
     the provider, if its answer had nothing after the stream.
 
     Event handlers: ``on_client_connected``, and ``on_client_disconnected`` once, when the caller hung up, the connection broke,
@@ -312,7 +312,7 @@ class PhoneTransport(FastAPIWebsocketTransport):
                 audio_in_sample_rate=PHONE_RATE,
                 audio_out_enabled=True,
                 audio_out_sample_rate=PHONE_RATE,
-                audio_out_10ms_chunks=10 if call.provider == "exotel" else 2,
+                audio_out_10ms_chunks=20 if call.provider == "exotel" else 2,
                 audio_out_end_silence_secs=0,
                 allowed_origins=[],  # providers send none
             ),

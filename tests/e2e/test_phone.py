@@ -1,0 +1,403 @@
+"""Calls on a line: the bot as its providers know it, over real websockets, in real time, with the engine of tones."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+import websockets
+from loguru import logger
+
+from higgs_voice import create_backend
+from higgs_voice.adapters.telephony import PhoneSettings
+from tests.e2e.phone_line import CLIP, Conditions, Line, from_ulaw, gaps_s, load, to_ulaw
+
+ROOT = Path(__file__).resolve().parents[2]
+PROVIDERS = ("twilio", "telnyx", "plivo", "exotel")
+HELLO = "Hello, this is a rather short greeting."
+LONG = "This is a long answer with many words, which goes on and on until somebody talks over it, and then some more of it."
+
+
+@pytest.fixture
+def agents(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "agents"))
+    import phone_bot
+    import phone_webhooks
+
+    return phone_bot, phone_webhooks
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    lines: list[str] = []
+    logger.enable("pipecat")
+    number = logger.add(lambda text: lines.append(str(text)), level="INFO", format="{level}|{message}")
+    yield lines
+    logger.remove(number)
+
+
+def said(context: Any) -> str:
+    """A greeting; then the keys, or a long answer."""
+    messages = [message for message in context.get_messages() if message["role"] != "system"]
+    if not messages:
+        return HELLO
+    asked = str(messages[-1]["content"])
+    return f"Keys {asked.removeprefix('DTMF: ')} were pressed." if asked.startswith("DTMF") else LONG
+
+
+@dataclass
+class Exchange:
+    """A running bot and the way to call it."""
+
+    bot: Any
+    port: int
+    webhooks: ModuleType
+    lines: list[Line] = field(default_factory=list)
+
+    def url(self, provider: str = "twilio") -> str:
+        return f"ws://127.0.0.1:{self.port}/call/{provider}/{self.webhooks.stream_pass('s', provider)}"
+
+    def line(self, provider: str = "twilio", conditions: Conditions | None = None) -> Line:
+        self.lines.append(Line(self.url(provider), provider, conditions, number=len(self.lines)))
+        return self.lines[-1]
+
+    def live(self, line: Line) -> Any:
+        return self.bot.calls[line.stream_id]
+
+    async def ended(self, line: Line) -> Any:
+        """What the bot noted of a call that is over."""
+        await until(lambda: any(item.call.call_id == line.call_id for item in self.bot.ended))
+        await until(lambda: line.stream_id not in self.bot.calls)
+        return next(item for item in self.bot.ended if item.call.call_id == line.call_id)
+
+
+async def until(ready: Callable[[], Any], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not ready():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def exchange(
+    agents: tuple[ModuleType, ModuleType], phone: PhoneSettings | None = None, **more: Any
+) -> AsyncIterator[Exchange]:
+    phone_bot, webhooks = agents
+    options = phone_bot.Options(unsigned=True, stt="none", secret="s", phone=phone or PhoneSettings(), **more)
+    bot = phone_bot.PhoneBot(create_backend("fake"), options, answer=said)
+    server = uvicorn.Server(uvicorn.Config(phone_bot.create_app(bot), port=0, log_level="error", ws_ping_interval=None))
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    place = Exchange(bot, server.servers[0].sockets[0].getsockname()[1], webhooks)
+    try:
+        yield place
+    finally:
+        await asyncio.gather(*(line.end() for line in place.lines))
+        server.should_exit = True
+        await serving
+
+
+def error_s(line: Line, speech_s: float, live: Any) -> float:
+    """What the voice's context holds of the newest speech, less what the line played of it, in seconds."""
+    held = sum(item.frames / 25 for item in live.tts.session.exchanges)
+    return held - speech_s
+
+
+@pytest.mark.parametrize("code", ["ulaw"])
+def test_the_lines_own_code_is_g711(code: str) -> None:
+    """The line's mu-law against the values of the standard: silence, full scale, and a round trip within a step."""
+    assert to_ulaw(np.array([0], dtype=np.int16)) == b"\xff"
+    assert to_ulaw(np.array([32635, -32635], dtype=np.int16)) == b"\x80\x00"
+    assert from_ulaw(b"\x80\x00\xff\x7f").tolist() == [32124, -32124, 0, 0]
+    wave = (np.sin(np.arange(8000) / 7) * 20000).astype(np.int16)
+    assert np.abs(from_ulaw(to_ulaw(wave)).astype(int) - wave).max() <= 512
+
+
+async def test_a_caller_talks_over_the_voice_at_every_provider(agents: tuple[ModuleType, ModuleType]) -> None:
+    """Greeting, marks, a barge-in: the clear goes out, and voice and transcript keep what the line played."""
+    clip = load(CLIP)
+
+    async def call(place: Exchange, provider: str) -> None:
+        async with place.line(provider) as line:
+            await line.hear(0.5)
+            live = place.live(line)
+            await line.quiet(0.3)
+            assert live.transport.line.marked
+            await until(lambda: live.transport.line.confirmed_s == pytest.approx(line.played_s, abs=0.001))
+            greeted = line.played_s
+            assert [item.text for item in live.tts.session.exchanges][-1] in HELLO
+            line.say(clip)
+            await line.hear(1.2)
+            line.say(clip)
+            await line.until(lambda: any(event.detail["waiting_s"] for event in line.of("clear")))
+            clear = next(event for event in line.of("clear") if event.detail["waiting_s"])
+            await asyncio.sleep(0.4)
+            assert line.played_s == pytest.approx(clear.detail["played_s"], abs=0.021), "sound came after the clear"
+            heard = clear.detail["played_s"] - greeted
+            known = live.transport.line.sent_s - greeted
+            assert known == pytest.approx(heard, abs=0.08), provider
+            spoken = [message["content"] for message in live.context.get_messages() if message["role"] == "assistant"]
+            assert spoken[0] == HELLO
+            assert LONG.startswith(spoken[1])
+            assert 0 < len(spoken[1]) < len(LONG) * 0.6
+            assert spoken[1].endswith(live.tts.session.exchanges[-1].text)
+
+    async with exchange(agents) as place:
+        await asyncio.gather(*(call(place, provider) for provider in PROVIDERS))
+
+
+async def test_a_hang_up_in_mid_word(agents: tuple[ModuleType, ModuleType]) -> None:
+    """The call ends at once, by a stop or by a broken connection; its record is of what was heard."""
+
+    async def call(place: Exchange, provider: str, how: str) -> None:
+        line = place.line(provider)
+        await line.dial()
+        await line.hear(0.7)
+        await (line.hang_up() if how == "stop" else line.end())
+        played = line.played_s
+        note = await place.ended(line)
+        text = note.transcript[0][1]
+        assert HELLO.startswith(text)
+        assert 0 < len(text) < len(HELLO)
+        # The tones take 1.5 frames a character.
+        assert len(text) * 0.06 == pytest.approx(played, abs=0.6)
+        assert note.remembered
+        assert text.endswith(note.remembered[-1])
+
+    async with exchange(agents) as place:
+        await asyncio.gather(
+            call(place, "twilio", "stop"), call(place, "plivo", "break"), call(place, "telnyx", "break")
+        )
+        assert not place.bot.calls
+        assert not place.bot.engine.active
+
+
+async def test_a_call_that_never_sends_sound_or_never_starts(
+    agents: tuple[ModuleType, ModuleType], log: list[str]
+) -> None:
+    async with exchange(agents, PhoneSettings(media_timeout_s=0.6, start_timeout_s=0.4)) as place:
+        mute = place.line("plivo")  # whose start is the first and only message
+        mute.sending = False
+        silent = place.line()
+        await asyncio.gather(mute.dial(), silent.dial(start=False))
+        silent.sending = False
+        await until(lambda: mute.closed and silent.closed)
+        assert silent.of("closed")[0].detail["code"] == 1002
+        await until(lambda: not place.bot.calls)
+    assert any("sent no sound within 0.6 s" in line and line.startswith("ERROR") for line in log)
+    assert any("no start within 0.4 s" in line and line.startswith("ERROR") for line in log)
+
+
+async def test_keys_reach_the_agent_and_a_second_start_does_not_disturb(
+    agents: tuple[ModuleType, ModuleType], log: list[str]
+) -> None:
+    async with exchange(agents) as place, place.line() as line:
+        await line.hear(0.5)
+        live = place.live(line)
+        line.start()
+        line.start(call_id="CA-another")
+        line.press("12#")
+        await line.until(lambda: line.of("clear"))
+        await until(lambda: any("DTMF: 12#" in str(m["content"]) for m in live.context.get_messages()))
+        await line.hear(1.0)
+        await until(lambda: any("Keys" in str(m["content"]) for m in live.context.get_messages()))
+        # The provider's stream breaks off, and the call goes on in another.
+        line.start(stream_id="MZ-new")
+        played = line.played
+        await until(lambda: live.transport.serializer.stream == "MZ-new")
+        line.press("5#")
+        await line.hear(0.5)
+        assert line.played > played
+        assert place.bot.calls
+    assert any("names call CA-another; it is ignored" in text for text in log)
+    assert any("started twice" in text for text in log)
+
+
+async def test_jitter_is_ridden_out_by_the_prebuffer_and_not_without_it(agents: tuple[ModuleType, ModuleType]) -> None:
+    async def worst(prebuffer_s: float) -> float:
+        conditions = Conditions(latency_s=0.03, jitter_s=0.12, loss=0.02, seed=3)
+        async with (
+            exchange(agents, PhoneSettings(prebuffer_s=prebuffer_s)) as place,
+            place.line("twilio", conditions) as line,
+        ):
+            await line.hear(2.0)
+            live = place.live(line)
+            await line.quiet(0.4)
+            assert live.transport.line.round_trip_s >= 0.06
+            return max([gap for gap in gaps_s(line.heard) if gap < 0.4], default=0.0)
+
+    with_it, without = await asyncio.gather(worst(0.3), worst(0.0))
+    assert without > with_it
+    assert with_it <= 0.06  # none, on a machine with nothing else to do
+
+
+def test_eight_calls_at_once(agents: tuple[ModuleType, ModuleType]) -> None:
+    """The line in a process of its own, eight callers who all talk over the voice."""
+
+    async def run() -> tuple[list[dict[str, Any]], list[Any], Any]:
+        async with exchange(agents, most_calls=8) as place:
+            steps = ["hear:0.5", "say", "hear:0.8", "quiet:0.2", "wait:0.6", "hangup"]
+            command = [sys.executable, "tests/e2e/phone_line.py", place.url(), "--calls", "8", "--steps", *steps]
+            process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
+            most = 0
+            full: Any = None
+            reading = asyncio.create_task(process.communicate())
+            while not reading.done():
+                most = max(most, len(place.bot.calls))
+                if place.bot.full and full is None:
+                    async with httpx.AsyncClient() as client:
+                        full = await client.post(f"http://127.0.0.1:{place.port}/answer/twilio")
+                await asyncio.sleep(0.02)
+            out, _ = reading.result()
+            await until(lambda: not place.bot.calls)
+            assert most == 8
+            return json.loads(out), list(place.bot.ended), full
+
+    results, ended, full = asyncio.run(run())
+    assert [result["failed"] for result in results] == [""] * 8
+    assert len(ended) == 8
+    assert 'reason="busy"' in full.text
+    for result in results:
+        clears = [detail for _, kind, detail in result["events"] if kind == "clear"]
+        assert clears, "the caller was not noticed"
+        assert not [kind for _, kind, _ in result["events"] if kind in ("stray", "unknown", "wrong")]
+        assert result["played_s"] > 0.8
+
+
+# The web side
+
+
+def client_of(agents: tuple[ModuleType, ModuleType], **options: Any) -> httpx.AsyncClient:
+    phone_bot, _ = agents
+    bot = phone_bot.PhoneBot(
+        create_backend("fake"), phone_bot.Options(secret="s", public_url="https://bot.example", **options)
+    )
+    return httpx.AsyncClient(transport=httpx.ASGITransport(phone_bot.create_app(bot)), base_url="http://inside:8080")
+
+
+CREDENTIALS = {"twilio": "12345", "plivo": "67890", "exotel": "let-me-in"}
+FORM = {"CallSid": "CA1", "From": "+15550100", "To": "+15550199", "Caller": "Zo\u00eb & Co"}
+
+
+async def test_twilios_documented_example(agents: tuple[ModuleType, ModuleType]) -> None:
+    """The signature that Twilio's documentation computes for its own example."""
+    fields = [("Digits", "1234"), ("To", "+18005551212"), ("From", "+14158675309"), ("Caller", "+14158675309")]
+    url = "https://mycompany.com/myapp.php?foo=1&bar=2"
+    signature = agents[1].twilio_signature("12345", url, [*fields, ("CallSid", "CA1234567890ABCDE")])
+    assert signature == "RSOYDt4T1cUTdK1PDd93/VVr8B8="
+
+
+async def test_only_twilio_gets_twilios_answer(agents: tuple[ModuleType, ModuleType]) -> None:
+    url = "https://bot.example/answer/twilio?tenant=7"
+    good = agents[1].twilio_signature("12345", url, list(FORM.items()))
+    async with client_of(agents, credentials=CREDENTIALS) as client:
+        answer = await client.post("/answer/twilio?tenant=7", data=FORM, headers={"X-Twilio-Signature": good})
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("application/xml")
+        assert '<Connect><Stream url="wss://bot.example/call/twilio/' in answer.text
+        assert '<Parameter name="from_number" value="+15550100" />' in answer.text
+        given = answer.text.split("/call/twilio/")[1].split('"')[0]
+        assert agents[1].is_stream_pass("s", "twilio", given)
+        for headers in ({}, {"X-Twilio-Signature": good[::-1]}):
+            refused = await client.post("/answer/twilio?tenant=7", data=FORM, headers=headers)
+            assert refused.status_code == 403
+        changed = {**FORM, "From": "+15550666"}
+        assert (
+            await client.post("/answer/twilio?tenant=7", data=changed, headers={"X-Twilio-Signature": good})
+        ).status_code == 403
+        assert (await client.post("/answer/telnyx", data=FORM)).status_code == 403  # not set up
+        assert (await client.post("/answer/nobody")).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_only_plivo_gets_plivos_answer(agents: tuple[ModuleType, ModuleType], method: str) -> None:
+    query = "?a=2&From=x" if method == "POST" else "?a=2&From=%2B15550100"
+    url = "https://bot.example/answer/plivo" + query
+    form = FORM if method == "POST" else {}
+    good = agents[1].plivo_signature("67890", url, "n1", list(form.items()), method=method)
+    headers = {"X-Plivo-Signature-V3": f"old,{good}", "X-Plivo-Signature-V3-Nonce": "n1"}
+    async with client_of(agents, credentials=CREDENTIALS) as client:
+        answer = await client.request(method, "/answer/plivo" + query, data=form or None, headers=headers)
+        assert answer.status_code == 200
+        assert 'bidirectional="true"' in answer.text
+        assert ">wss://bot.example/call/plivo/" in answer.text
+        replayed = {**headers, "X-Plivo-Signature-V3-Nonce": "n2"}
+        assert (
+            await client.request(method, "/answer/plivo" + query, data=form or None, headers=replayed)
+        ).status_code == 403
+
+
+async def test_plivos_signed_text(agents: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted query, a dot, sorted fields without separators, a dot, the nonce."""
+    texts: list[str] = []
+    monkeypatch.setattr(agents[1], "_hmac", lambda key, text, digest: texts.append(f"{digest} {text}") or "")
+    agents[1].plivo_signature("t", "https://h/x?b=2&a=1", "n", [("To", "2"), ("From", "1")])
+    agents[1].plivo_signature("t", "https://h/x", "n", [("To", "2"), ("From", "1")])
+    agents[1].plivo_signature("t", "https://h/x", "n", [])
+    agents[1].plivo_signature("t", "https://h/x?b=2", "n", [("a", "1")], method="GET")
+    assert texts == [
+        "sha256 https://h/x?a=1&b=2.From1To2.n",
+        "sha256 https://h/x?From1To2.n",
+        "sha256 https://h/x.n",
+        "sha256 https://h/x?a=1&b=2.n",
+    ]
+
+
+async def test_only_telnyx_gets_telnyxs_answer(agents: tuple[ModuleType, ModuleType]) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = Ed25519PrivateKey.generate()
+    public = base64.b64encode(private.public_key().public_bytes_raw()).decode()
+    body = b"CallSid=v3%3Ax&From=%2B15550100"
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+
+    def headers(stamp: str, signed: bytes) -> dict[str, str]:
+        signature = base64.b64encode(private.sign(stamp.encode() + b"|" + signed)).decode()
+        return {**kind, "telnyx-timestamp": stamp, "telnyx-signature-ed25519": signature}
+
+    now = str(int(time.time()))
+    async with client_of(agents, credentials={"telnyx": public}) as client:
+        answer = await client.post("/answer/telnyx", content=body, headers=headers(now, body))
+        assert answer.status_code == 200
+        assert 'bidirectionalMode="rtp"' in answer.text
+        old = str(int(time.time()) - 3600)
+        for wrong in (
+            headers(now, b"other"),
+            headers(old, body),
+            {**headers(now, body), "telnyx-timestamp": "x"},
+            kind,
+        ):
+            assert (await client.post("/answer/telnyx", content=body, headers=wrong)).status_code == 403
+
+
+async def test_exotel_needs_the_secret_in_its_url(agents: tuple[ModuleType, ModuleType]) -> None:
+    async with client_of(agents, credentials=CREDENTIALS) as client:
+        answer = await client.get("/answer/exotel?token=let-me-in&CallSid=1")
+        assert answer.json()["url"].startswith("wss://bot.example/call/exotel/")
+        assert (await client.get("/answer/exotel?token=no")).status_code == 403
+
+
+async def test_a_stream_needs_a_pass_that_is_fresh(agents: tuple[ModuleType, ModuleType]) -> None:
+    webhooks = agents[1]
+    given = webhooks.stream_pass("s", "twilio", now=1000.0)
+    assert webhooks.is_stream_pass("s", "twilio", given, now=1100.0)
+    assert not webhooks.is_stream_pass("s", "twilio", given, now=1200.0)
+    assert not webhooks.is_stream_pass("s", "plivo", given, now=1100.0)
+    assert not webhooks.is_stream_pass("other", "twilio", given, now=1100.0)
+    assert not webhooks.is_stream_pass("s", "twilio", "", now=1100.0)
+    async with exchange(agents) as place:
+        with pytest.raises(websockets.InvalidStatus):
+            await websockets.connect(f"ws://127.0.0.1:{place.port}/call/twilio/{given}")
