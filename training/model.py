@@ -15,6 +15,7 @@ looked at.
 
     python -m training.model --to 4000 --length 768 --batch 6
     python -m training.model --to 5000 --length 2048 --batch 2 --rate-to 0.05
+    python -m training.model --to 9000 --length 2048 --batch 16 --device cuda --workers 8     # on a GPU
 
 Each call goes on from the last checkpoint `model.pt`. Everything drawn at a step follows from MODEL_SEED and the step.
 """
@@ -24,7 +25,10 @@ import json
 import math
 import random
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +118,15 @@ class Batch:
     phones: Tensor  # [B, G] phoneme at the query, IGNORE: none
     sound_at: Tensor  # [S] flat index
     sounds: Tensor  # [S] class
+    spelled: tuple[Tensor, Tensor, Tensor]  # texts alone: ids [16, 96], flat index and class of their letters
+
+    def to(self, device: str) -> "Batch":
+        """The same on a device."""
+        if device == "cpu":
+            return self
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        spelled = tuple(part.to(device, non_blocking=True) for part in moved.pop("spelled"))
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in moved.items()}, spelled=spelled)
 
 
 class Sampler:
@@ -183,8 +196,9 @@ class Sampler:
             last[:-1] = at[1:] != at[:-1]
             sound_at.append(at[last] + b * length)
             sounds.append(sound[last])
+        spelled = self.spelling(rng, 16)
         return Batch(
-            ids, torch.cat(audio), torch.cat(rows), guided, guide, phones, torch.cat(sound_at), torch.cat(sounds)
+            ids, torch.cat(audio), torch.cat(rows), guided, guide, phones, torch.cat(sound_at), torch.cat(sounds), spelled
         )
 
     def spelling(self, rng: random.Random, size: int, length: int = 96) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,6 +217,32 @@ class Sampler:
                     at.append(b * length + place)
                     sounds.append(int(sound))
         return ids, torch.tensor(at), torch.tensor(sounds)
+
+
+_sampler: Sampler | None = None
+
+
+def _prepared(step: int, size: int, length: int) -> Batch:
+    """In a process of its own: the batch of a step."""
+    global _sampler
+    torch.set_num_threads(1)
+    _sampler = _sampler or Sampler(Speech.load(), Layout(tokenizer()))
+    return _sampler.batch(random.Random(f"{MODEL_SEED}-{step}"), size, length)
+
+
+def batches(steps: range, size: int, length: int, workers: int) -> Iterator[Batch]:
+    """The batches of these steps, drawn here or by so many processes; what is drawn at a step is the same."""
+    if not workers:
+        yield from (_prepared(step, size, length) for step in steps)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        ahead: deque[Future[Batch]] = deque()
+        for step in steps:
+            ahead.append(pool.submit(_prepared, step, size, length))
+            if len(ahead) > 4 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 # ---------------------------------------------------------------- model
@@ -391,7 +431,11 @@ def main() -> None:
     parser.add_argument("--rate-from", type=float, default=1.0, help="scale of the learning rate at the start")
     parser.add_argument("--rate-to", type=float, default=1.0, help="and at the end, on a line between")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw conversations; on a GPU one a core")
     arguments = parser.parse_args()
+    device = arguments.device
+    torch.set_default_device(device)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(MODEL_SEED)
     names = json.loads((WORK / "align.json").read_text())
@@ -400,21 +444,24 @@ def main() -> None:
     average = {name: value.clone() for name, value in trainee.state_dict().items()}
     optimizer, path, start = Optimizer(trainee), WORK / "model.pt", 0
     if path.exists():
-        saved = torch.load(path)
+        saved = torch.load(path, map_location=device)
         trainee.load_state_dict(saved["weights"])
         optimizer.restore(saved["optimizer"])
         average, start = saved["average"], saved["step"]
-    sampler = Sampler(Speech.load(), Layout(letters))
+    weights = LEVEL_WEIGHT.to(device)
     begun, seen, shown = time.time(), 0, {}
-    for step in range(start, arguments.to):
-        rng = random.Random(f"{MODEL_SEED}-{step}")
-        batch = sampler.batch(rng, arguments.batch, arguments.length)
-        with torch.autocast("cpu", torch.bfloat16):
+    steps = range(start, arguments.to)
+    drawn = batches(steps, arguments.batch, arguments.length, arguments.workers)
+    for step in steps:
+        with torch.device("cpu"):
+            batch = next(drawn)
+        batch = batch.to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             losses = trainee.losses(batch)
-            ids, at, sounds = sampler.spelling(rng, 16)
+            ids, at, sounds = batch.spelled
             state = trainee.states(ids, torch.zeros(0, dtype=torch.long), None, None, SPELLING_LAYER + 1)[0][-1]
             losses["read"] = trainee.spelling_loss(state, at, sounds)
-        loss = (losses["codes"] * LEVEL_WEIGHT).sum() + GUIDE_WEIGHT * losses["guide"].sum()
+        loss = (losses["codes"] * weights).sum() + GUIDE_WEIGHT * losses["guide"].sum()
         loss = loss + SPELLING_WEIGHT * (losses["spelling"] + losses["read"]) + PHONEME_WEIGHT * losses["phoneme"]
         loss.backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)

@@ -1,0 +1,109 @@
+"""Training reads what the engine reads, and computes what transformers' class computes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from higgs_voice.model.loading import load
+from higgs_voice.model.prompt import PromptBuilder, Rows
+from training.model import GUIDED, Sampler, Speech, Trainee, tokenizer
+from training.prompts import Layout, delayed
+from training.settings import CODEBOOK_SIZE, CODEBOOKS
+
+TEXTS = ["Hello there.", "It's 5 o'clock!", "Yes, of course."]
+
+
+@pytest.fixture(scope="module")
+def layout() -> Layout:
+    return Layout(tokenizer())
+
+
+def some_speech() -> Speech:
+    """Three texts for each of the four voices, a frame and a half a letter, with made-up codes and alignments."""
+    rng = np.random.default_rng(1)
+    texts = TEXTS * 4
+    lengths = [3 * len(text) // 2 for text in texts]
+    return Speech(
+        texts=texts,
+        voices=[voice for voice in ("slt", "rms", "awb", "kal16") for _ in TEXTS],
+        codes=rng.integers(0, CODEBOOK_SIZE, (CODEBOOKS, sum(lengths))).astype(np.uint8),
+        frame_letter=np.concatenate([np.arange(n) * 2 // 3 for n in lengths]).astype(np.uint8),
+        frame_phone=rng.integers(0, 40, sum(lengths)).astype(np.uint8),
+        letter_sound=rng.integers(0, 300, sum(map(len, texts))).astype(np.int16),
+        frames=np.cumsum([0, *lengths]),
+        letters=np.cumsum([0, *map(len, texts)]),
+        by_voice={voice: list(range(3 * n, 3 * n + 3)) for n, voice in enumerate(("slt", "rms", "awb", "kal16"))},
+        held_out=[],
+        spelled=[(text, rng.integers(0, 300, len(text)).astype(np.int16)) for text in TEXTS],
+    )
+
+
+def test_a_conversation_is_laid_out_as_the_engine_lays_it_out(layout: Layout) -> None:
+    loaded = load("nano", device="cpu", dtype="float32")
+    builder = PromptBuilder(loaded.tokenizer, loaded.model.config)
+    rng = np.random.default_rng(2)
+    spoken = [(text, rng.integers(0, CODEBOOK_SIZE, (CODEBOOKS, 12)).astype(np.int16)) for text in TEXTS]
+    theirs = Rows.concat(
+        [
+            builder.prefix("Generate audio following instruction.", "A phone call.", ("SPEAKER0: feminine",), ()),
+            *(builder.exchange(text, codes) for text, codes in spoken),
+        ]
+    )
+    ids, rows = layout.system("A phone call.\n\nSPEAKER0: feminine"), []
+    for text, codes in spoken:
+        rows.append(delayed(codes.astype(np.int64)))
+        ids += layout.exchange(text, len(rows[-1])).ids
+    np.testing.assert_array_equal(theirs.codes[theirs.audio], np.concatenate(rows))
+    assert [token for token, audio in zip(theirs.tokens, theirs.audio, strict=True) if not audio] == [
+        token for token in ids if token not in (layout.row, layout.tail_row)
+    ]
+    assert theirs.audio.tolist() == [token in (layout.row, layout.tail_row) for token in ids]
+
+
+def test_the_forward_pass_is_the_class_s_own(layout: Layout) -> None:
+    torch.manual_seed(0)
+    trainee = Trainee(len(tokenizer()), 301, 40).eval()
+    batch = Sampler(some_speech(), layout).batch(random.Random(3), size=2, length=400)
+    with torch.no_grad():
+        states, looks = trainee.states(batch.ids, batch.audio, batch.rows, batch.guided)
+        hidden = trainee.higgs.model.norm(states[-1]).view(2, 400, -1)
+        ours = trainee.higgs.audio_lm_head(hidden)
+        at = 0
+        for number, ids in enumerate(batch.ids):
+            count = int(((ids == layout.row) | (ids == layout.tail_row)).sum())
+            rows = batch.rows[at : at + count][None]
+            at += count
+            theirs = trainee.higgs(
+                input_ids=ids[None],
+                audio_input_ids=rows,
+                audio_input_ids_mask=torch.ones(rows.shape[:2], dtype=torch.bool),
+            ).logits[0]
+            torch.testing.assert_close(ours[number], theirs.view(ours[number].shape), atol=2e-4, rtol=1e-3)
+    assert len(looks) == len(GUIDED)
+    assert all(torch.allclose(look.exp().sum(-1), torch.ones(look.shape[:2])) for look in looks)
+
+
+def test_a_frame_is_told_to_look_at_its_own_letter(layout: Layout) -> None:
+    speech = some_speech()
+    ids, rows, frames, letters = Sampler(speech, layout).conversation(random.Random(5), 300)
+    is_row = np.isin(ids, [layout.row, layout.tail_row])
+    assert is_row.sum() == len(rows)
+    for query, letter, further, _ in frames:
+        assert is_row[query]
+        assert letter <= further < query
+        assert not is_row[letter]
+    spelled = tokenizer().decode([ids[at] for at in sorted({letter for _, letter, _, _ in frames})])
+    told = [text.lower() for text in TEXTS]
+    assert spelled in {a + b + c + d for a in told for b in ("", *told) for c in ("", *told) for d in ("", *told)}
+    assert all(not is_row[at] for at, _ in letters)
+
+
+def test_what_is_drawn_at_a_step_repeats(layout: Layout) -> None:
+    one, other = (Sampler(some_speech(), layout).batch(random.Random("19-7"), 2, 300) for _ in range(2))
+    assert torch.equal(one.ids, other.ids)
+    assert torch.equal(one.rows, other.rows)
+    assert torch.equal(one.spelled[0], other.spelled[0])
