@@ -736,8 +736,8 @@ class PlayoutTracker(FrameProcessor):
                 "aggregator"
             )
         utterance = self._current
-        if utterance is None or utterance.dead or self._misplaced:
-            return
+        if utterance is None or utterance.over or self._misplaced:
+            return  # of an interrupted one, what was played before it was cut still counts, until it is settled
         utterance.played_s += len(frame.audio) / (2 * frame.num_channels * frame.sample_rate)
         self._tts.progress(utterance)
         words = utterance.script.words_by(utterance.played_s, utterance.said)
