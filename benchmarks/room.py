@@ -14,7 +14,7 @@ that is slower for a while is slower for all four; each time by a session that h
 and besides, in the room:
 
 - barge-in: from the typed interruption to the first of 400 ms in which nothing is heard
-- gap: the longest stretch without sound inside a sentence, beyond what the engine's own sound of any turn has
+- gap: the longest stretch without sound inside a turn, beyond the longest that the engine's own sound of that turn has
 
 The shares are medians of the turns' differences: `server_added_ttfa_ms_p50` is server less engine, `plugin_added_ttfa_ms_p50`
 plugin less server, `room_added_ttfa_ms_p50` room less plugin: the typed message's way, the agent's turn taking, the silence
@@ -51,8 +51,10 @@ from higgs_voice.errors import NoAudioError
 from tests.e2e.livekit_stage import AUDIBLE, Caller, Stage
 
 LONG = " ".join(SENTENCES[:8])
-SETTINGS = higgs.SessionSettings(sampling=higgs.Sampling(temperature=0.3), window=higgs.Window.last_n(1))
-DRAWN = {"HIGGS_AGENT_WINDOW": "1", "HIGGS_AGENT_TEMPERATURE": "0.3"}
+GREETING = "Hello, and welcome. What can I do for you?"
+"""What the worker's agent says first: the others say it too, so that all four hear the same past and draw the same sound."""
+SETTINGS = higgs.SessionSettings(sampling=higgs.Sampling(temperature=0.3, seed=7), window=higgs.Window.last_n(1))
+DRAWN = {"HIGGS_AGENT_WINDOW": "1", "HIGGS_AGENT_TEMPERATURE": "0.3", "HIGGS_AGENT_SEED": "7"}
 """The same for the worker. The embedded voice has learned to hear one earlier exchange."""
 
 
@@ -66,12 +68,14 @@ class Measured:
     room: list[float] = field(default_factory=list[float])
     factors: list[float] = field(default_factory=list[float])
     """Time to generate over time of audio, in this process."""
-    quiet: float = 0.0
-    """The longest silence inside the engine's own sound."""
-    gap: float = 0.0
-    """The longest silence inside speech in the room."""
+    quiet: list[float] = field(default_factory=list[float])
+    """The longest silence inside the engine's own sound of each turn."""
+    gaps: list[float] = field(default_factory=list[float])
+    """The longest silence inside each turn in the room."""
     late: float = 0.0
     """The longest that the listener itself was kept from the processor."""
+    same: bool = True
+    """Whether the server's sound was the engine's, sample by sample."""
     silences: list[float] = field(default_factory=list[float])
 
 
@@ -129,9 +133,10 @@ async def by_caller(caller: Caller, text: str, measured: Measured) -> float:
     try:
         start = await caller.until_audible(since)
     except AssertionError:
+        measured.gaps.append(0.0)
         return float("nan")
     stop = await caller.until_quiet(start, 1.0)
-    measured.gap = max(measured.gap, caller.longest_gap_s(start, stop))
+    measured.gaps.append(caller.longest_gap_s(start, stop))
     measured.late = max(measured.late, caller.worst_gap_s(start, stop) - 0.02)
     return caller.heard[start][0] - sent
 
@@ -172,19 +177,20 @@ async def measure(stage: Stage, turns: list[str], interruptions: int) -> dict[st
         ):
             await caller.agent()
             await caller.until_quiet(await caller.until_audible(0), 1.0)
+            await by_session(here, GREETING)
+            await by_session(there, GREETING)
+            await by_plugin(tts, GREETING)
             for number, text in enumerate([turns[-1], *turns]):
+                measured = result if number else Measured()  # the first one warms up
                 engine, factor, sound = await by_session(here, text)
                 server, _, other = await by_session(there, text)
-                plugin = await by_plugin(tts, text)
-                if number == 0:  # warms up
-                    await by_caller(caller, text, Measured())
-                    continue
-                result.engine.append(engine)
-                result.server.append(server)
-                result.plugin.append(plugin)
-                result.factors.append(factor)
-                result.quiet = max(result.quiet, longest_quiet_s(sound), longest_quiet_s(other))
-                result.room.append(await by_caller(caller, text, result))
+                result.same = result.same and np.array_equal(sound, other)
+                measured.engine.append(engine)
+                measured.server.append(server)
+                measured.factors.append(factor)
+                measured.quiet.append(longest_quiet_s(sound))
+                measured.plugin.append(await by_plugin(tts, text))
+                measured.room.append(await by_caller(caller, text, measured))
             for _ in range(interruptions):
                 result.silences.append(await interrupted(caller))
     finally:
@@ -205,8 +211,10 @@ def figures(measured: Measured, model: str) -> dict[str, Any]:
     result["room_added_ttfa_ms_p50"] = added(measured.room, measured.plugin)
     result["bargein_silence_ms_p50"] = percentile(measured.silences, 0.5)
     result["bargein_silence_ms_p95"] = percentile(measured.silences, 0.95)
-    result["max_gap_ms"] = max(0.0, measured.gap - measured.quiet) * 1e3
-    result["room_quiet_ms"], result["engine_quiet_ms"] = measured.gap * 1e3, measured.quiet * 1e3
+    gaps = [max(0.0, heard - own) for heard, own in zip(measured.gaps, measured.quiet, strict=True)]
+    result["max_gap_ms"], result["gap_ms_p50"] = max(gaps) * 1e3, percentile(gaps, 0.5)
+    result["engine_quiet_ms"] = max(measured.quiet) * 1e3
+    result["same_sound"] = measured.same
     result["listener_late_ms"] = measured.late * 1e3
     result["silent_turns"] = sum(value != value for values in ways.values() for value in values)
     result["rtf_p50"] = statistics.median(measured.factors)
