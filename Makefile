@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo room test check format bench livekit livekit-server test-livekit bench-room clean distclean
+.PHONY: help setup demo room test check format bench livekit livekit-server test-livekit bench-room nano-eval clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -53,6 +53,11 @@ test-livekit: livekit-server ## a real LiveKit room on this machine: server, eng
 
 bench-room: livekit-server ## what a LiveKit room adds to the engine's time to first audio
 	@$(BIN)/python benchmarks/room.py $(ARGS)
+
+nano-eval: setup ## what the embedded voice is worth: word error, one voice, cloning; needs Debian's flite
+	@command -v flite >/dev/null || { echo "nano-eval: flite is not on PATH; run: apt install flite" >&2; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip install -q -p $(BIN)/python -c constraints.txt -e ".[training]"
+	@$(BIN)/python -m training.evaluate $(ARGS)
 
 clean: ## remove what runs and builds leave behind
 	@rm -rf out dist build .pytest_cache .ruff_cache .hypothesis
