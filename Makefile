@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo room test check format bench livekit livekit-server test-livekit bench-room nano-eval clean distclean
+.PHONY: help setup demo room test check format bench livekit livekit-server test-livekit test-dashboard bench-room nano-eval clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -50,6 +50,9 @@ livekit-server: setup ## find livekit-server, or build the pinned one into .tool
 
 test-livekit: livekit-server ## a real LiveKit room on this machine: server, engine, worker, caller
 	@$(BIN)/python -m pytest tests/e2e/livekit_*.py $(ARGS)
+
+test-dashboard: setup ## the Grafana dashboard's queries against a real Prometheus (Debian: apt-get install prometheus)
+	@$(BIN)/python -m pytest tests/e2e/prometheus_dashboard.py $(ARGS)
 
 bench-room: livekit-server ## what a LiveKit room adds to the engine's time to first audio
 	@$(BIN)/python benchmarks/room.py $(ARGS)
