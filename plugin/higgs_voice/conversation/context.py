@@ -8,6 +8,7 @@ the result is the state of a conversation in which the rest was never said.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..audio import FRAME_RATE
@@ -104,6 +105,13 @@ class RollingContext:
     def state_at_turn(self) -> ContextState:
         """The context that a new turn starts in."""
         return cut_between_turns(self.state(), self.window)
+
+    def state_if(self, exchange_of: Callable[[Entry], Exchange | None]) -> ContextState:
+        """The context that there would be if of every entry that may still be cut this were left; changes nothing."""
+        state, last = self.base, self._turn
+        for entry in self.entries:
+            state, last = self._fold(state, last, replace(entry, exchange=exchange_of(entry)))
+        return state
 
     def begin(self, entry: Entry) -> None:
         """A chunk has begun to be generated."""

@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +15,11 @@ from pydantic import Field
 
 from .. import telemetry
 from ..config import Pauses, Sampling, Settings, Window
-from ..errors import EngineClosedError
+from ..errors import EngineClosedError, SettingsError, SnapshotError
 from ..text.chunker import ChunkerSettings
 from ..text.lexicon import Lexicon
 from .context import ContextState, Entry, RollingContext, append, drop_oldest
+from .snapshot import Snapshot
 from .speech import Speech
 from .synthesizer import Codes, ContextSpec, Exchange, SpeakRequest, Synthesizer, VoicePrompt
 from .timing import Rate
@@ -262,6 +264,86 @@ class VoiceSession:
             provisional=len(self._context.entries),
             rows=self.engine.count_rows(self._spec(state)) if self._prompt is not None else 0,
         )
+
+    # Handing a call over
+
+    def snapshot(self) -> bytes:
+        """What the next speech would start from, to be taken up by `restore` here or on another worker: voice, settings,
+        lexicon, and the text and codes of the context. Changes nothing; the session may go on.
+
+        Of what may still be cut (a speech that is running, playing or stopped and not settled) it holds what has been played
+        by the clock; call `heard` or `settle` before where it is known better. Text that has not been spoken is not in it.
+        Errors: `SnapshotError` before `start` and after `aclose`.
+        """
+        if self._prompt is None or self._closed:
+            raise SnapshotError("only a session that has been started and is not closed has a snapshot")
+        voice, state = self.voice, ContextState()
+        if self._pending is not None:
+            voice = self._pending[0]
+        if self._pending is None or not self._pending[2]:
+            heard = {
+                id(record.entry): record.heard_exchange(speech.heard_by_clock(), None)
+                for speech in self._speeches.values()
+                for record in speech.records
+                if not record.settled
+            }
+            state = self._context.state_if(lambda entry: heard.get(id(entry), entry.exchange))
+        return Snapshot.of(
+            info=self.engine.info,
+            voice=voice,
+            state=state,
+            settings=self.settings.model_dump(mode="json"),
+            lexicon=self.lexicon,
+            s_per_unit=self.rate.s_per_unit,
+            call_id=self.call_id,
+            turns=self._count,
+        ).dump()
+
+    @classmethod
+    async def restore(
+        cls,
+        engine: Synthesizer,
+        snapshot: bytes,
+        *,
+        settings: SessionSettings | None = None,
+        lexicon: Lexicon | None = None,
+        session_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> VoiceSession:
+        """Go on with a conversation on this engine, which must have the codec it was spoken with; a started session.
+
+        Greedy and in float32 the codes are those that the old session would have given. settings, lexicon: instead of the
+        snapshot's. session_id: a new one unless given; give the old one only where no other session of the engine has it.
+        Errors: `SnapshotError`, and those of `start`.
+        """
+        saved = Snapshot.parse(snapshot)
+        await engine.start()
+        saved.check(engine.info)
+        try:
+            if settings is None:
+                settings = SessionSettings(**saved.settings)
+                if settings.call_id is None and session_id is None:
+                    with suppress(SettingsError):  # an id of another form than a call's may have
+                        settings = settings.replace(call_id=saved.call_id)
+            if lexicon is None and saved.lexicon is not None:
+                lexicon = Lexicon(saved.lexicon)
+        except SettingsError as error:
+            raise SnapshotError(f"the snapshot's settings cannot be taken up: {error}") from error
+        session = cls(
+            engine,
+            voice=saved.to_voice(),
+            settings=settings,
+            lexicon=lexicon,
+            session_id=session_id,
+            clock=clock,
+            rng=rng,
+        )
+        session.rate.s_per_unit = saved.s_per_unit
+        session._count = saved.turns
+        session._context.base = saved.to_state()
+        await session.start()
+        return session
 
     # For Speech
 
