@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 from higgs_voice.audio import HOP, load_clip, write_wav  # noqa: E402
 from higgs_voice.backends.fake import FakeSynthesizer  # noqa: E402
+from higgs_voice.backends.local import LocalSynthesizer  # noqa: E402
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest  # noqa: E402
 from higgs_voice.errors import ClipError, ModelNotFoundError, SettingsError  # noqa: E402
 from higgs_voice.model.delay import build_delay  # noqa: E402
@@ -543,6 +544,25 @@ async def test_chunks_on_the_model_have_the_codes_of_full_prefills(nano: HiggsAu
         kept_codes.append(codes)
     assert all(codes.shape[1] > 5 for codes in kept_codes)
     assert len(generator.generated_audio_ids) == 2
+
+
+async def test_the_buffer_follows_the_memory_where_asked() -> None:
+    settings: dict[str, Any] = {"temperature": 0.0, "ras_win_len": None, "max_new_tokens": 40}
+    texts = [f"This is sentence number {word}." for word in ("one", "two", "three", "four", "five", "six")]
+    kept = {}
+    for rows in (640, 4096):
+        with serve_over(LocalSynthesizer("nano", max_rows=rows)) as engine:
+            generator = StreamingVoiceGenerator(engine, generation_chunk_buffer_size="auto")
+            await deltas_of(generator.generate_streaming(texts, **settings))
+            assert len(generator.generation_messages) == 2 * len(generator.generated_audio_ids)
+            kept[rows] = len(generator.generated_audio_ids)
+    assert kept[4096] == 6
+    assert 1 <= kept[640] < 6
+
+
+async def test_a_buffer_size_is_a_number_or_auto(serve: HiggsAudioServeEngine) -> None:
+    with pytest.raises(SettingsError, match="None or \"auto\", not 'many'"):
+        await deltas_of(serve.generate_streaming_with_context(["Hi."], generation_chunk_buffer_size="many"))  # type: ignore[arg-type]
 
 
 def test_a_seed_repeats_on_the_model(nano: HiggsAudioServeEngine) -> None:

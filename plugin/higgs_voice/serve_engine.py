@@ -326,7 +326,7 @@ class HiggsAudioServeEngine:
         scene_prompt: str | None = None,
         speaker_descriptions: str | list[str] | None = None,
         ref_audio_paths: list[str] | None = None,
-        generation_chunk_buffer_size: int | None = 5,
+        generation_chunk_buffer_size: int | Literal["auto"] | None = 5,
         max_new_tokens: int = 2048,
         temperature: float = 0.7,
         top_k: int | None = None,
@@ -345,7 +345,8 @@ class HiggsAudioServeEngine:
             scene_prompt: where it is recorded. speaker_descriptions: one, or one for each speaker.
             ref_audio_paths: clips to clone. What is said in ``voice.wav`` is read from ``voice.txt`` beside it; without that
                 file the transcript is empty, which is warned about: a transcript makes a better clone.
-            generation_chunk_buffer_size: chunks kept as context; None keeps all, as far as the model's positions go.
+            generation_chunk_buffer_size: chunks kept as context; None keeps all, as far as the model's positions go; "auto"
+                keeps as many as half of the engine's free memory for contexts has room for.
             max_new_tokens: rows (25 a second) that a chunk may take. temperature: 0 is greedy. ras_win_len: None turns
                 repetition-aware sampling off. seed: used for every chunk; None draws one for each.
             stop_strings, force_audio_gen: have no effect. The model generates audio and no text, so there is nothing in which
@@ -628,7 +629,7 @@ class StreamingVoiceGenerator:
         scene_prompt: str | None = None,
         speaker_descriptions: str | list[str] | None = None,
         ref_audio_paths: list[str] | None = None,
-        generation_chunk_buffer_size: int | None = 5,
+        generation_chunk_buffer_size: int | Literal["auto"] | None = 5,
     ) -> None:
         """Clips are read and encoded here. Errors: `ClipError`, `SettingsError`."""
         self.serve_engine = serve_engine
@@ -645,6 +646,8 @@ class StreamingVoiceGenerator:
         """Two messages for each chunk in the context."""
         self._session = uuid.uuid4().hex
         self._count = 0
+        self._held = 0
+        """Rows of the engine's memory that the context took when it was last looked at."""
         self._prompt: tuple[list[Message], list[torch.Tensor], VoicePrompt] | None = None
         self._known: dict[int, tuple[torch.Tensor, Exchange]] = {}
         self._read(ref_audio_paths or [])
@@ -670,7 +673,10 @@ class StreamingVoiceGenerator:
     ) -> AsyncGenerator[HiggsAudioStreamerDelta, None]:
         """See `HiggsAudioServeEngine.generate_streaming_with_context`."""
         sampling = _sampling(max_new_tokens, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        window = Window.last_n(self.generation_chunk_buffer_size)
+        size = self.generation_chunk_buffer_size
+        if isinstance(size, str) and size != "auto":
+            raise SettingsError(f'generation_chunk_buffer_size is a number, None or "auto", not {size!r}')
+        window = Window.last_n(None if isinstance(size, str) else size)
         serve = self.serve_engine
         serve.say_what_has_no_effect(stop_strings, force_audio_gen=force_audio_gen)
         # The row that closes a chunk holds no sound; it waits until it is known whether another chunk follows.
@@ -742,9 +748,11 @@ class StreamingVoiceGenerator:
     def _state(self, voice: VoicePrompt, text: str, sampling: Sampling) -> ContextState:
         """The rolling lists as a context that leaves room for the chunk; what does not fit is dropped from the lists."""
         engine = self.serve_engine.synthesizer
-        limit = engine.info.max_positions
         room = min(sampling.max_new_tokens, int(len(text) * ROWS_PER_CHAR) + 4 * FRAME_RATE)
         items = list(self._exchanges(self.generation_messages, self.generated_audio_ids))
+        if self.generation_chunk_buffer_size == "auto":
+            items = self._within_memory(voice, items)
+        limit = engine.info.max_positions
         if engine.count_rows(ContextSpec(voice, tuple(items)), text) + room > limit:
             before = len(items)
             while items and engine.count_rows(ContextSpec(voice, tuple(items)), text) + room > limit * LIMIT_REFILL:
@@ -757,6 +765,18 @@ class StreamingVoiceGenerator:
                 before,
             )
         return ContextState(window=tuple(items))
+
+    def _within_memory(self, voice: VoicePrompt, items: list[Exchange]) -> list[Exchange]:
+        """The newest of the chunks, as many as take the memory that this context has and half of what is free."""
+        engine = self.serve_engine.synthesizer
+        if not isinstance(engine, LocalSynthesizer):
+            return items
+        most = self._held + engine.free_rows // 2
+        while items and engine.count_rows(ContextSpec(voice, tuple(items))) > most:
+            items.pop(0)
+        self._held = engine.count_rows(ContextSpec(voice, tuple(items)))
+        self._keep(len(items))
+        return items
 
     def _next(self, voice: VoicePrompt, state: ContextState, window: Window) -> ContextSpec | None:
         """What is left of the context when the coming chunk has joined it, where that evicts something."""

@@ -339,6 +339,11 @@ class LocalSynthesizer:
         return (pool.max_rows - pool.free_rows) * pool.shape.bytes_per_row if pool is not None else 0
 
     @property
+    def free_rows(self) -> int:
+        """Rows of context that there is still memory for."""
+        return self._worker.pool.free_rows if self._worker is not None else 0
+
+    @property
     def capacity(self) -> float | None:
         """Streams that this engine can speak at once without gaps, by what its recent steps took; None until it is known."""
         return self._worker.pace.capacity(self._scheduler.max_batch) if self._worker is not None else None
