@@ -14,6 +14,7 @@ PUBLIC = [
     "ChunkerSettings",
     "HiggsVoiceError",
     "Lexicon",
+    "Pauses",
     "PcmChunk",
     "Reference",
     "Sampling",

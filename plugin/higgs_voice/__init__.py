@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._version import __version__
 from .audio import PcmChunk
 from .backends import create_backend
-from .config import Sampling, Window
+from .config import Pauses, Sampling, Window
 from .conversation.session import SessionSettings, SessionStats, VoiceSession
 from .conversation.speech import ChunkReport, Speech
 from .conversation.synthesizer import Synthesizer
@@ -19,6 +19,7 @@ __all__ = [
     "ChunkerSettings",
     "HiggsVoiceError",
     "Lexicon",
+    "Pauses",
     "PcmChunk",
     "Reference",
     "Sampling",
