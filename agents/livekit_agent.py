@@ -26,6 +26,7 @@ import importlib
 import itertools
 import json
 import os
+import sys
 from typing import Any
 
 from livekit.agents import (
@@ -186,5 +187,23 @@ async def entrypoint(ctx: JobContext) -> None:
     ctx.add_shutdown_callback(tts.aclose)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if command in ("dev", "start") and "--help" not in sys.argv:
+        needed = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
+        options = ("--url", "--api-key", "--api-secret")
+        missing = [
+            name
+            for name, option in zip(needed, options, strict=True)
+            if not os.environ.get(name) and not any(word.split("=")[0] == option for word in sys.argv)
+        ]
+        if missing:
+            raise SystemExit(
+                f"{', '.join(missing)} must be set for a worker: `make livekit` starts a LiveKit server, an engine server and "
+                "this worker here, and `console` talks without any server"
+            )
     cli.run_app(server)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,14 +13,14 @@ from higgs_voice.server.app import Server, ServerSettings
 from tests.adapters.livekit_kit import CONN, no_more_tasks_than
 from tests.server.proxy import until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 async def call(url: str, number: int) -> None:
     """Connect, speak a moment, hang up; every third one in mid-word."""
-    async with higgs.TTS(model=url, sampling=higgs.Sampling(seed=number, max_new_tokens=14)) as tts:
+    async with higgs.TTS(model=url, sampling=higgs.Sampling(seed=number, max_new_tokens=12)) as tts:
         async with tts.stream(conn_options=CONN) as stream:
-            stream.push_text(f"Hello, this is call number {number}. It has a second sentence as well.")
+            stream.push_text(f"Hello, caller number {number}.")
             stream.end_input()
             async for _ in stream:
                 if number % 3 == 0:
@@ -33,14 +33,15 @@ async def test_two_hundred_calls_leave_no_task_no_session_and_no_byte_of_context
         async with Server(engine, ServerSettings(port=0, max_chunks_per_minute=10**6)) as server:
             hub = server.hub
 
-            async def quiet() -> int:
-                """What contexts hold once nobody is there."""
+            async def quiet() -> None:
+                """Nobody is there, and the engine's thread has heard of it."""
                 await until(lambda: not hub.clients and not hub.sessions and not engine.active, 10)
-                return engine.kv_bytes
+                await asyncio.sleep(0.5)
 
             await call(server.url, 0)
             await call(server.url, 1)
-            kept = await quiet()  # the prefix of the voice is kept for whoever comes next
+            await quiet()
+            kept = engine.kv_bytes  # the prefix of the voice is kept for whoever comes next
             gc.collect()
             before = asyncio.all_tasks()
             most = 0
@@ -48,7 +49,8 @@ async def test_two_hundred_calls_leave_no_task_no_session_and_no_byte_of_context
                 await call(server.url, number)
                 most = max(most, engine.kv_bytes)
             assert most > kept  # a call holds something while it lasts
-            assert await quiet() == kept
+            await quiet()
+            assert engine.kv_bytes == kept
             await no_more_tasks_than(before)
     finally:
         await engine.aclose()
