@@ -116,7 +116,8 @@ def test_the_demo_shortened(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     figures = json.loads((tmp_path / "demo.json").read_text())
     assert 0 < figures["vad_ms"] < 2500
-    assert figures["vad_ms"] - 100 < figures["silence_ms"] < 3000
+    longest_pause_ms = 530  # the caller may come in between two sentences, where it is silent already
+    assert figures["vad_ms"] - 100 - longest_pause_ms < figures["silence_ms"] < 3000
     assert len(figures["ttfa_ms"]) >= 3
     assert (tmp_path / "demo.wav").stat().st_size > 24000 * 2 * 5
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
