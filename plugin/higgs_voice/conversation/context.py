@@ -127,6 +127,11 @@ class RollingContext:
             if first is entry:
                 return
 
+    def let_go(self, state: ContextState) -> None:
+        """Forget for good what was heard and is not in `state`: the model has no room for it. The pinned exchange stays."""
+        left = {id(item) for item in state.exchanges}
+        self.base = replace(self.base, window=tuple(item for item in self.base.window if id(item) in left))
+
     def clear(self) -> None:
         """Forget everything: a new conversation."""
         self.base = ContextState()

@@ -423,6 +423,7 @@ class VoiceSession:
         before = len(state.exchanges)
         while state.exchanges and self.engine.count_rows(self._spec(state), text) + room > limit * LIMIT_REFILL:
             state = drop_oldest(state)
+        self._context.let_go(state)  # else the next chunk's context would begin elsewhere again, and be prefilled whole
         if not self._warned_limit:
             self._warned_limit = True
             log.warning(
