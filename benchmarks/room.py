@@ -28,6 +28,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -228,6 +229,7 @@ def main() -> int:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     turns = [SENTENCES[number % len(SENTENCES)] for number in range(given.turns)]
     with (
         tempfile.TemporaryDirectory() as folder,
