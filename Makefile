@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo room test check format bench livekit livekit-server test-livekit test-dashboard bench-room nano-eval clean distclean
+.PHONY: help setup demo phone room test check format bench livekit livekit-server test-livekit test-dashboard bench-room nano-eval clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -19,6 +19,9 @@ setup: ## set up .venv, or see that it is (every other target does this first)
 
 demo: setup ## hear an agent's streamed text in a WebRTC room, with a barge-in: a table, out/demo.wav, out/demo.png
 	@$(BIN)/python agents/demo.py $(ARGS)
+
+phone: setup ## answer telephone calls on port 8080 (docs/phone.md); ARGS=--unsigned to try it on this machine
+	@$(BIN)/python agents/phone_bot.py $(ARGS)
 
 room: setup ## talk with the same agent in a browser on this machine
 	@$(BIN)/python agents/pipecat_bot.py $(ARGS)

@@ -97,6 +97,7 @@ class Live:
     transport: PhoneTransport
     tts: HiggsTTSService
     worker: PipelineWorker
+    talkers: LLMContextAggregatorPair
     context: LLMContext
     began: float
 
@@ -173,12 +174,29 @@ class PhoneBot:
             session_settings=SessionSettings(window=Window.last_n(self.options.window)),
         )
         context = LLMContext([{"role": "system", "content": INSTRUCTIONS}])
+        ears = PhoneEars() if self.options.stt == "pocketsphinx" else DeafEars()
+        talkers = _talkers(context)
         worker = PipelineWorker(
-            self._pipeline(transport, tts, context),
+            Pipeline(
+                [
+                    transport.input(),
+                    DTMFAggregator(),
+                    ears,
+                    talkers.user(),
+                    self._llm(),
+                    tts,
+                    PhoneBand(self.options.phone),
+                    transport.output(),
+                    transport.gate(),
+                    PlayoutTracker(tts),
+                    talkers.assistant(),
+                ]
+            ),
             params=PipelineParams(audio_in_sample_rate=PHONE_RATE, enable_metrics=True, enable_usage_metrics=True),
             enable_rtvi=False,
+            enable_turn_tracking=False,
         )
-        live = Live(call, transport, tts, worker, context, time.monotonic())
+        live = Live(call, transport, tts, worker, talkers, context, time.monotonic())
 
         @transport.event_handler("on_client_connected")
         async def on_connected(*_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
@@ -193,34 +211,6 @@ class PhoneBot:
             await worker.cancel()
 
         return live
-
-    def _pipeline(self, transport: PhoneTransport, tts: HiggsTTSService, context: LLMContext) -> Pipeline:
-        ears = PhoneEars() if self.options.stt == "pocketsphinx" else DeafEars()
-        talkers = LLMContextAggregatorPair(
-            context,
-            user_params=LLMUserAggregatorParams(
-                vad_analyzer=SileroVADAnalyzer(),
-                user_turn_strategies=UserTurnStrategies(
-                    start=[VADUserTurnStartStrategy(), TranscriptionUserTurnStartStrategy()],
-                    stop=[SpeechTimeoutUserTurnStopStrategy()],
-                ),
-            ),
-        )
-        return Pipeline(
-            [
-                transport.input(),
-                DTMFAggregator(),
-                ears,
-                talkers.user(),
-                self._llm(),
-                tts,
-                PhoneBand(self.options.phone),
-                transport.output(),
-                transport.gate(),
-                PlayoutTracker(tts),
-                talkers.assistant(),
-            ]
-        )
 
     def _llm(self) -> FrameProcessor:
         options = self.options
@@ -247,6 +237,20 @@ class PhoneBot:
         seconds = time.monotonic() - live.began
         self.ended.append(Ended(live.call, seconds, transcript, remembered))
         logger.info(f"{live.call}: over after {seconds:.1f} s, {len(transcript)} turns")
+
+
+def _talkers(context: LLMContext) -> LLMContextAggregatorPair:
+    """Turns: begun by the caller's voice (or by keys, which come as a transcript), ended by silence."""
+    return LLMContextAggregatorPair(
+        context,
+        user_params=LLMUserAggregatorParams(
+            vad_analyzer=SileroVADAnalyzer(),
+            user_turn_strategies=UserTurnStrategies(
+                start=[VADUserTurnStartStrategy(), TranscriptionUserTurnStartStrategy()],
+                stop=[SpeechTimeoutUserTurnStopStrategy()],
+            ),
+        ),
+    )
 
 
 class PhoneEars(PocketsphinxEars):

@@ -6,7 +6,7 @@
 The bot of agents/phone_bot.py runs in this process, the provider and its caller (tests/e2e/phone_line.py) in another, on
 loopback; every packet has its time by the same clock. Measured, over all turns of one call:
 
-- ttfa: from the text (given whole) to its first packet at the provider, less the engine's own time from that text to its first
+- ttfa: from the text (given whole, where the LLM's would come) to its first packet at the provider, less the engine's own time from that text to its first
   PCM (`ChunkReport.ttfa_s`). `ttfa_total`: without taking the engine's away
 - bargein_clear: from the moment at which the voice activity detection says that the caller speaks, to the provider's ``clear``;
   `caller_clear`: from the caller's first packet, so with the detection; `caller_silence`: to the last packet the caller heard
@@ -44,8 +44,7 @@ import soxr
 import uvicorn
 from loguru import logger
 from numpy.typing import NDArray
-from pipecat.frames.frames import InterruptionFrame, TTSSpeakFrame, UserStartedSpeakingFrame
-from pipecat.observers.base_observer import BaseObserver, FramePushed
+from pipecat.frames.frames import TTSSpeakFrame
 
 from higgs_voice import ChunkReport, SessionSettings, Synthesizer, Voice, VoiceSession, Window, create_backend
 from higgs_voice.adapters.telephony import PhoneSound
@@ -62,20 +61,6 @@ def percentiles(values: list[float]) -> tuple[float, float]:
         return float("nan"), float("nan")
     ordered = sorted(values)
     return statistics.median(ordered) * 1e3, ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] * 1e3
-
-
-class Watch(BaseObserver):
-    """When an interruption began to go through the pipeline."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.speaking: list[float] = []
-        self._seen: set[int] = set()
-
-    async def on_push_frame(self, data: FramePushed) -> None:
-        if isinstance(data.frame, (UserStartedSpeakingFrame, InterruptionFrame)) and data.frame.id not in self._seen:
-            self._seen.add(data.frame.id)
-            self.speaking.append(time.monotonic())
 
 
 async def serve(engine: Synthesizer) -> tuple[Any, uvicorn.Server, asyncio.Task[None], str]:
@@ -123,11 +108,18 @@ class Caller:
 async def turns(model: str, provider: str, count: int) -> dict[str, Any]:
     engine = create_backend(model)
     bot, server, task, base = await serve(engine)
-    watch = Watch()
     lives: list[Any] = []
+    noticed: list[float] = []
 
     def on_call(live: Any) -> None:
-        live.worker.add_observer(watch)
+        user = live.talkers.user()
+        interrupt = user.broadcast_interruption
+
+        async def broadcast(*given: Any, **more: Any) -> Any:
+            noticed.append(time.monotonic())
+            return await interrupt(*given, **more)
+
+        user.broadcast_interruption = broadcast
         lives.append(live)
 
     bot.on_call.append(on_call)
@@ -144,6 +136,20 @@ async def turns(model: str, provider: str, count: int) -> dict[str, Any]:
         limit=2**24,
     )
     caller = Caller(process)
+    try:
+        result = await _turns(bot, caller, lives, noticed, count)
+        await caller.tell(leave=True)
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        server.should_exit = True
+        await task
+        await engine.aclose()
+    return {"turns": count, "provider": provider, "model": model, **result}
+
+
+async def _turns(bot: Any, caller: Caller, lives: list[Any], noticed: list[float], count: int) -> dict[str, Any]:
     await caller.until("tick", 0.0)
     while not lives:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
@@ -174,7 +180,7 @@ async def turns(model: str, provider: str, count: int) -> dict[str, Any]:
         told.clear()
         played = (await ask(caller))["played_s"]
         began = time.monotonic()
-        await live.worker.queue_frame(TTSSpeakFrame(text))
+        await live.tts.queue_frame(TTSSpeakFrame(text))
         try:
             first, _ = await caller.until("media", began, 15.0)
         except TimeoutError:
@@ -188,8 +194,7 @@ async def turns(model: str, provider: str, count: int) -> dict[str, Any]:
             await caller.tell(say=True)
             spoke, _ = await caller.until("speaking", since)
             cleared, detail = await caller.until("clear", since, 10.0)
-            noticed = [at for at in watch.speaking if since <= at <= cleared]
-            out["clear"].append(cleared - noticed[0])
+            out["clear"].append(cleared - next(at for at in noticed if at >= since))
             out["all"].append(cleared - spoke)
             await caller.until("spoken", since)
             await asyncio.sleep(0.8)
@@ -198,12 +203,13 @@ async def turns(model: str, provider: str, count: int) -> dict[str, Any]:
             heard = detail["played_s"] - played
             out["error"].append(abs(next(iter(told.values())) - heard))
             # The chunks that were played to their end, and of the one that was cut what the context keeps.
-            whole = 0.0
+            whole, ended = 0.0, ""
             for report in reports:
                 if whole + report.audio_s > heard:
                     break
-                whole += report.audio_s
-            kept = session.exchanges[-1].frames / 25 if session.exchanges else 0.0
+                whole, ended = whole + report.audio_s, report.spoken
+            last = session.exchanges[-1] if session.exchanges else None
+            kept = last.frames / 25 if last is not None and last.text != ended else 0.0
             out["codes"].append(abs(whole + kept - heard))
         else:
             await caller.until("quiet", began + 0.5, 40.0)
@@ -212,13 +218,7 @@ async def turns(model: str, provider: str, count: int) -> dict[str, Any]:
             out["added"].append(first - began - reports[0].ttfa_s)
         gaps += (await ask(caller))["gaps"]
         await asyncio.sleep(0.3)
-    await caller.tell(leave=True)
-    await process.wait()
-    await asyncio.sleep(0.5)
-    server.should_exit = True
-    await task
-    await engine.aclose()
-    result: dict[str, Any] = {"turns": count, "provider": provider, "model": model, "silent_turns": silent}
+    result: dict[str, Any] = {"silent_turns": silent}
     for name, key in (
         ("ttfa", "added"),
         ("ttfa_total", "total"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipecat.frames.frames import (
 from pipecat.tests.utils import run_test
 
 from higgs_voice.adapters.phone import PROVIDERS, PhoneBand, PhoneCall, PhoneTransport, take_call
-from higgs_voice.adapters.telephony import PhoneSettings, PhoneSound, PlayedClock, sip_caller
+from higgs_voice.adapters.telephony import PhoneSettings, PhoneSound, PlayedClock, phone_frames, sip_caller
 from higgs_voice.errors import ProtocolError, SettingsError
 from tests.e2e.phone_line import from_ulaw, to_ulaw
 
@@ -251,6 +252,23 @@ def test_the_kind_is_livekits() -> None:
 
     kind = rtc.ParticipantKind.PARTICIPANT_KIND_SIP
     assert sip_caller(SimpleNamespace(kind=kind, identity="s", attributes=None)) is not None
+
+
+async def test_a_sip_callers_frames_keep_their_length_and_what_they_carry() -> None:
+    from livekit import rtc
+
+    sound = speechlike(1.0)
+    given = [rtc.AudioFrame(sound[at : at + 1920].tobytes(), 24000, 1, 1920) for at in range(0, 23040, 1920)]
+    given[3].userdata["words"] = ["there"]
+
+    async def frames() -> AsyncIterator[rtc.AudioFrame]:
+        for frame in given:
+            yield frame
+
+    got = [frame async for frame in phone_frames(frames(), PhoneSound(rate_out=24000))]
+    assert sum(frame.samples_per_channel for frame in got) == 23040
+    assert {frame.sample_rate for frame in got} == {24000}
+    assert [frame.userdata["words"] for frame in got if "words" in frame.userdata] == [["there"]]
 
 
 # The providers' messages

@@ -7,7 +7,7 @@ provider sends back what its caller has heard; `sip_caller` recognises a caller 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -395,3 +395,25 @@ def sip_caller(participant: Any) -> SipCaller | None:
         status=attributes.get("sip.callStatus", "active"),
         attributes=attributes,
     )
+
+
+async def phone_frames(frames: AsyncIterable[Any], sound: PhoneSound) -> AsyncGenerator[Any]:
+    """A LiveKit agent's speech for a SIP caller: the frames of a ``tts_node``, in a telephone's band and at its level.
+
+    sound: one for the call, with ``rate_out=rate_in``; it keeps the level from turn to turn. Frames keep their rate and what
+    they carry besides sound (timed words); together they are as long as what came in.
+    """
+    last: Any = None
+    async for frame in frames:
+        last = frame
+        pcm = sound.feed(bytes(frame.data))
+        if pcm or frame.userdata:
+            yield _frame_like(frame, pcm, dict(frame.userdata))
+    if last is not None and (tail := sound.flush()):
+        yield _frame_like(last, tail, {})
+
+
+def _frame_like(frame: Any, pcm: bytes, userdata: dict[str, Any]) -> Any:
+    made = type(frame)(pcm, frame.sample_rate, 1, len(pcm) // 2)
+    made.userdata.update(userdata)
+    return made
