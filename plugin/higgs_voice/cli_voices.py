@@ -140,7 +140,8 @@ def show(name: Name, folder: Folder = None, as_json: Json = False, debug: Debug 
         return
     table = Table(box=None, show_header=False)
     table.add_row("voice", name)
-    table.add_row("file", found["file"] or "none: the model's own choice, kept by the context")
+    file = str(known.file) if known is not None else "none: the model's own choice, kept by the context"
+    table.add_row("file", file)
     table.add_row("scene", voice.scene or "")
     table.add_row("speakers", "\n".join(voice.speaker_lines))
     for item in voice.references:

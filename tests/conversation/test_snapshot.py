@@ -113,7 +113,7 @@ async def test_a_call_goes_on_as_if_it_had_never_moved(window: Window, voice: Vo
     stays.lexicon = Lexicon({"SQL": "sequel"})
     async with stays:
         await turns(stays, clock, 0, moved_after)
-        data = stays.snapshot()
+        data, stats = stays.snapshot(), stays.stats
         assert data == stays.snapshot()  # taking it changes nothing
         before = len(here.requests)
         at = clock.now
@@ -123,6 +123,7 @@ async def test_a_call_goes_on_as_if_it_had_never_moved(window: Window, voice: Vo
         async with moves:
             assert moves.id != stays.id
             assert moves.call_id == "call-7"
+            assert moves.stats == replace(stats, provisional=0)
             await turns(moves, clock, moved_after, moved_after + 6)
             assert asked(there) == asked(here)[before:]
             assert held(moves) == held(stays)
