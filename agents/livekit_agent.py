@@ -6,7 +6,7 @@ no speech recognition nobody writes down what was said). Set these to change tha
     HIGGS_VOICE_MODEL     the engine: ws://127.0.0.1:8765 (`higgs-voice serve`, shared by all calls), or nano (the default:
                           one in each job), a hub id or a folder
     HIGGS_VOICE_TOKEN     the server's token
-    HIGGS_AGENT_VOICE     a description of the speaker, or a saved voice
+    HIGGS_AGENT_VOICE     a voice's name, a saved voice's file, or a description of the speaker
     HIGGS_AGENT_WINDOW    how many exchanges the voice hears of what it said before (40 s of them; nano: 1)
     HIGGS_AGENT_TEMPERATURE, HIGGS_AGENT_SEED   how codes are drawn (0.7, nano: 0.3; another seed for every chunk)
     HIGGS_AGENT_LLM_URL   an OpenAI-compatible LLM, such as http://127.0.0.1:11434/v1; with HIGGS_AGENT_LLM_MODEL
