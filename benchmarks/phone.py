@@ -16,7 +16,8 @@ loopback; every packet has its time by the same clock. Measured, over all turns 
   of 40 ms
 - --words: word error at 8 kHz against that at 24 kHz, by pocketsphinx. The embedded voice babbles, so that the line's words are
   compared with those that the same recogniser finds in the 24 kHz sound; with --speech (recordings with their text beside them,
-  NAME.wav and NAME.txt) both are compared with the text.
+  NAME.wav and NAME.txt) both are compared with the text, and so is
+  the recording at 8 kHz as it is, without the line's band, level and mu-law.
 
 The last line is JSON.
 """
@@ -38,14 +39,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "agents")]
 
 # ruff: noqa: E402 - the agents' folder is no package
 import numpy as np
-import phone_bot
-import phone_webhooks
 import soxr
 import uvicorn
 from loguru import logger
 from numpy.typing import NDArray
 from pipecat.frames.frames import TTSSpeakFrame
+from pipecat.processors.aggregators.llm_context import LLMContext
 
+from agents import phone_bot, phone_webhooks
 from higgs_voice import ChunkReport, SessionSettings, Synthesizer, Voice, VoiceSession, Window, create_backend
 from higgs_voice.adapters.telephony import PhoneSound
 from higgs_voice.bench.common import SENTENCES, Place
@@ -65,7 +66,11 @@ def percentiles(values: list[float]) -> tuple[float, float]:
 
 async def serve(engine: Synthesizer) -> tuple[Any, uvicorn.Server, asyncio.Task[None], str]:
     options = phone_bot.Options(unsigned=True, stt="none", secret="s", temperature=0.3, window=1)
-    bot = phone_bot.PhoneBot(engine, options, answer=lambda _: "")
+
+    def nothing(_: LLMContext) -> str:
+        return ""
+
+    bot = phone_bot.PhoneBot(engine, options, answer=nothing)
     server = uvicorn.Server(uvicorn.Config(phone_bot.create_app(bot), port=0, log_level="error"))
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - it has no event for it
@@ -213,7 +218,7 @@ async def _turns(bot: Any, caller: Caller, lives: list[Any], noticed: list[float
             out["codes"].append(abs(whole + kept - heard))
         else:
             await caller.until("quiet", began + 0.5, 40.0)
-        if reports and reports[0].ttfa_s is not None:
+        if reports:
             out["total"].append(first - began)
             out["added"].append(first - began - reports[0].ttfa_s)
         gaps += (await ask(caller))["gaps"]
@@ -327,7 +332,7 @@ async def words(model: str, recordings: list[str]) -> dict[str, Any]:
         total += len(wide)
     await engine.aclose()
     result: dict[str, Any] = {"voice_words_24k": total, "voice_words_changed_by_line": wrong}
-    errors = {"24k": 0, "8k": 0}
+    errors = {"24k": 0, "plain": 0, "8k": 0}
     known = 0
     for name in recordings:
         with wave.open(name, "rb") as file:
@@ -339,9 +344,12 @@ async def words(model: str, recordings: list[str]) -> dict[str, Any]:
         wanted = Path(name).with_suffix(".txt").read_text().lower().split()
         known += len(wanted)
         errors["24k"] += word_errors(recognise(wide, 24000), wanted)
+        plain = soxr.resample(wide.astype(np.float32), 24000, 8000, quality="VHQ").clip(-32768, 32767).astype(np.int16)
+        errors["plain"] += word_errors(recognise(plain, 8000), wanted)
         errors["8k"] += word_errors(recognise(over_the_line(wide), 8000), wanted)
     if known:
-        result |= {"speech_words": known, "wer_24k": errors["24k"] / known, "wer_8k": errors["8k"] / known}
+        result |= {"speech_words": known, "wer_24k": errors["24k"] / known, "wer_plain_8k": errors["plain"] / known}
+        result["wer_8k"] = errors["8k"] / known
         result["wer_ratio"] = errors["8k"] / max(errors["24k"], 1)
     return result
 

@@ -21,9 +21,10 @@ from pipecat.frames.frames import (
     TTSStartedFrame,
     TTSStoppedFrame,
 )
+from pipecat.processors.frame_processor import FrameDirection
 from pipecat.tests.utils import run_test
 
-from higgs_voice.adapters.phone import PROVIDERS, PhoneBand, PhoneCall, PhoneTransport, take_call
+from higgs_voice.adapters.phone import PROVIDERS, MarkGate, PhoneBand, PhoneCall, PhoneTransport, take_call
 from higgs_voice.adapters.telephony import PhoneSettings, PhoneSound, PlayedClock, phone_frames, sip_caller
 from higgs_voice.errors import ProtocolError, SettingsError
 from tests.e2e.phone_line import from_ulaw, to_ulaw
@@ -426,3 +427,87 @@ async def test_the_band_gives_every_sample_before_the_utterance_ends() -> None:
     audio = [frame for frame in down if isinstance(frame, TTSAudioRawFrame)]
     assert {(frame.sample_rate, frame.context_id) for frame in audio} == {(8000, "c")}
     assert sum(len(frame.audio) for frame in audio) == len(sound) // 3
+
+
+# What the far end has played, in the pipeline
+
+
+def packets(seconds: float, position: float = 0.0, *, interruptible: bool = True) -> list[TTSAudioRawFrame]:
+    """Sent sound as the transport pushes it, 20 ms a frame."""
+    made: list[TTSAudioRawFrame] = []
+    for number in range(round(seconds / 0.02)):
+        frame = TTSAudioRawFrame(bytes(320), 8000, 1)
+        frame.metadata["higgs_voice.sent"] = position + (number + 1) * 0.02
+        frame.interruptible = interruptible
+        made.append(frame)
+    return made
+
+
+class Behind:
+    """A gate whose frames are kept when they pass; its clock stands still."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.line = PlayedClock()
+        self.gate = MarkGate(self.line, clock=lambda: self.now)
+        self.passed: list[Any] = []
+
+        async def push(frame: Any, direction: FrameDirection = FrameDirection.DOWNSTREAM) -> None:
+            self.passed.append(frame)
+
+        self.gate.push_frame = push  # type: ignore[method-assign]
+
+    @property
+    def seconds(self) -> float:
+        return sum(len(frame.audio) for frame in self.passed if isinstance(frame, TTSAudioRawFrame)) / 16000
+
+    async def take(self, *frames: Any) -> None:
+        for frame in frames:
+            if isinstance(frame, TTSAudioRawFrame):
+                self.line.send(self.now, 0.02)
+            await self.gate.process_frame(frame, FrameDirection.DOWNSTREAM)
+
+
+async def test_sound_passes_when_its_mark_comes_back_and_what_follows_it_with_it() -> None:
+    behind = Behind()
+    await behind.take(*packets(0.2))
+    name = behind.line.mark()
+    stopped = TTSStoppedFrame(context_id="c")
+    await behind.take(stopped)
+    assert behind.passed == []
+    behind.line.returned(name, 0.2)
+    await behind.gate.release()
+    assert behind.seconds == pytest.approx(0.2)
+    assert behind.passed[-1] is stopped
+    await behind.gate.cleanup()
+
+
+async def test_an_interruption_lets_pass_what_was_played_to_the_sample() -> None:
+    behind = Behind()
+    await behind.take(*packets(1.0), TTSStoppedFrame(context_id="c"))
+    behind.now = 0.333
+    behind.line.clear(behind.now)
+    cut = InterruptionFrame()
+    await behind.take(cut)
+    assert behind.seconds == pytest.approx(0.333, abs=1 / 8000)
+    assert behind.passed[-1] is cut
+    assert behind.gate.holding == 0
+
+
+async def test_uninterruptible_sound_stays_and_plays_on() -> None:
+    behind = Behind()
+    await behind.take(*packets(0.5, interruptible=False))
+    behind.now = 0.2
+    await behind.take(InterruptionFrame())
+    assert behind.gate.holding == pytest.approx(15, abs=1)
+    await behind.gate.cleanup()
+
+
+async def test_without_marks_the_clock_lets_sound_pass() -> None:
+    behind = Behind()
+    await behind.take(*packets(0.1))
+    behind.now = 0.1
+    async with asyncio.timeout(5):
+        while behind.seconds < 0.0999:
+            await asyncio.sleep(0)
+    await behind.gate.cleanup()
