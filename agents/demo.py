@@ -381,12 +381,7 @@ def main() -> int:
     parser.add_argument("--other-speaker", default="masculine", help="the caller's voice")
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--window",
-        type=int,
-        default=1,
-        help="exchanges in the context; the embedded voice has learned to hear one, the 3B many",
-    )
+    parser.add_argument("--window", type=int, default=5, help="exchanges in the context")
     parser.add_argument("--short", action="store_true", help="a shorter script")
     parser.add_argument("--out", default="out", help="the folder for demo.wav and demo.png")
     args = parser.parse_args()

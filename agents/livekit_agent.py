@@ -7,7 +7,7 @@ no speech recognition nobody writes down what was said). Set these to change tha
                           one in each job), a hub id or a folder
     HIGGS_VOICE_TOKEN     the server's token
     HIGGS_AGENT_VOICE     a voice's name, a saved voice's file, or a description of the speaker
-    HIGGS_AGENT_WINDOW    how many exchanges the voice hears of what it said before (40 s of them; nano: 1)
+    HIGGS_AGENT_WINDOW    how many exchanges the voice hears of what it said before (40 s of them)
     HIGGS_AGENT_TEMPERATURE, HIGGS_AGENT_SEED   how codes are drawn (0.7, nano: 0.3; another seed for every chunk)
     HIGGS_AGENT_LLM_URL   an OpenAI-compatible LLM, such as http://127.0.0.1:11434/v1; with HIGGS_AGENT_LLM_MODEL
     HIGGS_AGENT_WORD_S    seconds the script takes for a word (0.01)
@@ -27,8 +27,10 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import AsyncIterable
 from typing import Any
 
+from livekit import rtc
 from livekit.agents import (
     DEFAULT_API_CONNECT_OPTIONS,
     Agent,
@@ -36,6 +38,7 @@ from livekit.agents import (
     AgentSession,
     APIConnectOptions,
     JobContext,
+    ModelSettings,
     StopResponse,
     cli,
     llm,
@@ -43,6 +46,8 @@ from livekit.agents import (
 )
 from livekit.plugins import higgs
 from livekit.rtc import RpcInvocationData
+
+from higgs_voice.adapters.telephony import PhoneSound, phone_frames, sip_caller
 
 MODEL = os.environ.get("HIGGS_VOICE_MODEL", "nano")
 GREETING = "Hello, and welcome. What can I do for you?"
@@ -102,9 +107,8 @@ def make_llm() -> llm.LLM[Any]:
 
 
 def make_settings() -> higgs.SessionSettings:
-    """What the voice remembers and how it is drawn, by the environment. The embedded voice has learned to hear one earlier
-    exchange, and to be drawn at a low temperature."""
-    window = os.environ.get("HIGGS_AGENT_WINDOW", "1" if MODEL == "nano" else "")
+    """What the voice remembers and how it is drawn, by the environment. The embedded voice wants a low temperature."""
+    window = os.environ.get("HIGGS_AGENT_WINDOW", "")
     temperature = os.environ.get("HIGGS_AGENT_TEMPERATURE", "0.3" if MODEL == "nano" else "")
     seed = os.environ.get("HIGGS_AGENT_SEED")
     sampling = higgs.Sampling()
@@ -141,10 +145,19 @@ def _openai() -> Any:
 
 
 class Assistant(Agent):
-    def __init__(self) -> None:
+    def __init__(self, room: rtc.Room) -> None:
         super().__init__(
             instructions="You answer the phone of a parcel service. Be brief and friendly. Use plain words."
         )
+        self._room = room
+        self._phone: PhoneSound | None = None
+        """The band and the level of a telephone, once somebody in the room is on one."""
+
+    def tts_node(self, text: AsyncIterable[str], model_settings: ModelSettings) -> Any:
+        frames = Agent.default.tts_node(self, text, model_settings)
+        if self._phone is None and any(map(sip_caller, self._room.remote_participants.values())):
+            self._phone = PhoneSound(rate_out=24_000)
+        return frames if self._phone is None else phone_frames(frames, self._phone)
 
     async def on_enter(self) -> None:
         self.session.say(GREETING)
@@ -171,7 +184,7 @@ async def entrypoint(ctx: JobContext) -> None:
     session: AgentSession[None] = AgentSession(llm=make_llm(), tts=tts, **make_ears())
     # The caller may come back: the call ends with the room.
     options = room_io.RoomOptions(close_on_disconnect=False)
-    await session.start(Assistant(), room=ctx.room, room_options=options)
+    await session.start(Assistant(ctx.room), room=ctx.room, room_options=options)
     higgs.attach(session)
 
     async def memory(asked: RpcInvocationData) -> str:

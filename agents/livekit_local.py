@@ -38,8 +38,8 @@ ENGINE_PORT = 8765
 ENGINE_READY_S = 300.0
 """A large model is loaded from disk."""
 READY_S = 60.0
-NANO = {"HIGGS_AGENT_WINDOW": "1", "HIGGS_AGENT_TEMPERATURE": "0.3"}
-"""What suits the embedded voice: it has learned to hear one earlier exchange."""
+NANO = {"HIGGS_AGENT_TEMPERATURE": "0.3"}
+"""What suits the embedded voice: it is understood best when it is drawn at a low temperature."""
 
 
 class LocalError(Exception):

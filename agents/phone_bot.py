@@ -72,7 +72,7 @@ class Options:
 
     speaker: str = "feminine"
     temperature: float = 0.3
-    window: int = 1
+    window: int = 5
     stt: str = "pocketsphinx"
     """Who understands speech: "pocketsphinx", or "none": it is noted only that there was some."""
     llm_url: str | None = None
@@ -408,9 +408,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="nano", help="nano, a hub id, a folder, or ws://host:port of a server")
     parser.add_argument("--speaker", default="feminine", help="a description of the speaker")
     parser.add_argument("--temperature", type=float, default=0.3)
-    parser.add_argument(
-        "--window", type=int, default=1, help="exchanges in the context; the 3B has learned to hear many"
-    )
+    parser.add_argument("--window", type=int, default=5, help="exchanges in the context")
     parser.add_argument("--stt", choices=("pocketsphinx", "none"), default="pocketsphinx")
     parser.add_argument("--llm-url", help="an OpenAI-compatible server; without it a stand-in answers")
     parser.add_argument("--llm-model", default="default", help="the model's name there")

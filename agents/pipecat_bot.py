@@ -174,12 +174,7 @@ def options() -> argparse.ArgumentParser:
         "--stt", choices=("pocketsphinx", "none"), default="pocketsphinx", help="who understands speech"
     )
     parser.add_argument("--temperature", type=float, default=0.3)
-    parser.add_argument(
-        "--window",
-        type=int,
-        default=1,
-        help="exchanges in the context; the embedded voice has learned to hear one, the 3B many",
-    )
+    parser.add_argument("--window", type=int, default=5, help="exchanges in the context")
     parser.add_argument("--llm-url", help="an OpenAI-compatible server; without it a stand-in answers")
     parser.add_argument("--llm-model", default="default", help="the model's name there")
     parser.add_argument("--llm-key", default="none", help="the key it asks for, if any")
