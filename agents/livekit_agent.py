@@ -30,7 +30,6 @@ import sys
 from collections.abc import AsyncIterable
 from typing import Any
 
-from livekit import rtc
 from livekit.agents import (
     DEFAULT_API_CONNECT_OPTIONS,
     Agent,
@@ -145,18 +144,15 @@ def _openai() -> Any:
 
 
 class Assistant(Agent):
-    def __init__(self, room: rtc.Room) -> None:
+    def __init__(self, phone: PhoneSound | None = None) -> None:
         super().__init__(
             instructions="You answer the phone of a parcel service. Be brief and friendly. Use plain words."
         )
-        self._room = room
-        self._phone: PhoneSound | None = None
-        """The band and the level of a telephone, once somebody in the room is on one."""
+        self._phone = phone
+        """The band and the level of a telephone, for a caller who is on one."""
 
     def tts_node(self, text: AsyncIterable[str], model_settings: ModelSettings) -> Any:
         frames = Agent.default.tts_node(self, text, model_settings)
-        if self._phone is None and any(map(sip_caller, self._room.remote_participants.values())):
-            self._phone = PhoneSound(rate_out=24_000)
         return frames if self._phone is None else phone_frames(frames, self._phone)
 
     async def on_enter(self) -> None:
@@ -184,7 +180,10 @@ async def entrypoint(ctx: JobContext) -> None:
     session: AgentSession[None] = AgentSession(llm=make_llm(), tts=tts, **make_ears())
     # The caller may come back: the call ends with the room.
     options = room_io.RoomOptions(close_on_disconnect=False)
-    await session.start(Assistant(ctx.room), room=ctx.room, room_options=options)
+    # The console has no room and no participants.
+    on_phone = not ctx.is_fake_job() and sip_caller(await ctx.wait_for_participant()) is not None
+    assistant = Assistant(PhoneSound(rate_out=24_000) if on_phone else None)
+    await session.start(assistant, room=ctx.room, room_options=options)
     higgs.attach(session)
 
     async def memory(asked: RpcInvocationData) -> str:

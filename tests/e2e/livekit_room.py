@@ -209,6 +209,17 @@ async def test_an_engine_that_is_killed_in_mid_sentence_is_not_missed(stage: Sta
         await caller.until_quiet(len(caller.heard), 3.0)  # the worker learns that its engine is there again
 
 
+async def test_who_is_on_the_telephone_hears_its_level(stage: Stage) -> None:
+    def level_db(samples: NDArray[np.int16]) -> float:
+        return 20 * float(np.log10(np.sqrt(np.mean((samples / 32768.0) ** 2))))
+
+    async with Caller(stage, "trunk", sip=True) as caller:
+        start, stop = await greeted(caller)
+        assert level_db(made(*GREETING)) > -14.5
+        assert -22 < level_db(caller.samples(start, stop)) < -16.5
+        assert [item["text"] for item in (await caller.memory())["exchanges"]] == list(GREETING)
+
+
 async def test_a_room_that_is_closed_frees_its_voice(stage: Stage) -> None:
     async with Caller(stage, "closed") as caller:
         await greeted(caller)

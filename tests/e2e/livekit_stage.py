@@ -107,9 +107,11 @@ class Stage:
     def load(self) -> dict[str, float]:
         return self._get("/v1/load") or {}
 
-    def token(self, room: str, name: str) -> str:
+    def token(self, room: str, name: str, *, sip: bool = False) -> str:
         grants = api.VideoGrants(room_join=True, room=room)
         token = api.AccessToken(self.server.api_key, self.server.api_secret)
+        if sip:
+            token = token.with_kind("sip").with_attributes({"sip.callID": "SCL_1", "sip.phoneNumber": "+15550100"})
         return token.with_identity(name).with_ttl(timedelta(minutes=30)).with_grants(grants).to_jwt()
 
     async def close_room(self, room: str) -> None:
@@ -173,6 +175,8 @@ class Caller:
     stage: Venue
     room_name: str
     name: str = "caller"
+    sip: bool = False
+    """On the telephone."""
     room: rtc.Room = field(default_factory=rtc.Room)
     heard: list[tuple[float, float]] = field(default_factory=list)
     """Arrival time and RMS of every 10 ms."""
@@ -184,7 +188,9 @@ class Caller:
 
     async def __aenter__(self) -> Caller:
         self.room.on("track_subscribed", self._subscribed)
-        await self.room.connect(self.stage.url, self.stage.token(self.room_name, self.name))
+        await self.room.connect(
+            self.stage.url, self.stage.token(self.room_name, self.name, **({"sip": True} if self.sip else {}))
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
