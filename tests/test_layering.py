@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
     "cli_parts": {"conversation"} | LEAVES,
     "cli_voices": {"cli", "cli_parts", "backends", "conversation"} | LEAVES,
-    "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
+    "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends"}
+    | BELOW_BACKENDS
+    | LEAVES,
     "__init__": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
 }
 
