@@ -56,7 +56,7 @@ GREETING = "Hello, and welcome. What can I do for you?"
 """What the worker's agent says first: the others say it too, so that all four hear the same past and draw the same sound."""
 SETTINGS = higgs.SessionSettings(sampling=higgs.Sampling(temperature=0.3, seed=7), window=higgs.Window.last_n(1))
 DRAWN = {"HIGGS_AGENT_WINDOW": "1", "HIGGS_AGENT_TEMPERATURE": "0.3", "HIGGS_AGENT_SEED": "7"}
-"""The same for the worker. The embedded voice has learned to hear one earlier exchange."""
+"""The same for the worker."""
 
 
 @dataclass
@@ -222,6 +222,10 @@ def figures(measured: Measured, model: str) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}
 
 
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="What a LiveKit room adds to the engine.")
     parser.add_argument("--turns", type=int, default=20)
@@ -229,7 +233,7 @@ def main() -> int:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
+    signal.signal(signal.SIGTERM, _end)  # so that the processes are ended
     turns = [SENTENCES[number % len(SENTENCES)] for number in range(given.turns)]
     with (
         tempfile.TemporaryDirectory() as folder,
