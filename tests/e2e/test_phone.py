@@ -234,7 +234,7 @@ async def test_keys_reach_the_agent_and_a_second_start_does_not_disturb(
 
 
 async def test_jitter_is_ridden_out_by_the_prebuffer_and_not_without_it(agents: tuple[ModuleType, ModuleType]) -> None:
-    async def worst(prebuffer_s: float) -> float:
+    async def silence_s(prebuffer_s: float) -> float:
         conditions = Conditions(latency_s=0.03, jitter_s=0.12, loss=0.02, seed=3)
         async with (
             exchange(agents, PhoneSettings(prebuffer_s=prebuffer_s)) as place,
@@ -244,11 +244,12 @@ async def test_jitter_is_ridden_out_by_the_prebuffer_and_not_without_it(agents: 
             live = place.live(line)
             await line.quiet(0.4)
             assert live.transport.line.round_trip_s >= 0.06
-            return max([gap for gap in gaps_s(line.heard) if gap < 0.4], default=0.0)
+            return sum(gap for gap in gaps_s(line.heard) if gap < 0.4)
 
-    with_it, without = await asyncio.gather(worst(0.3), worst(0.0))
-    assert with_it <= max(0.06, without / 2)  # none, on a machine with nothing else to do
-    assert without > with_it
+    # Both at once, so that what the machine holds up it holds up for both.
+    with_it, without = await asyncio.gather(silence_s(0.3), silence_s(0.0))
+    print(f"silent within speech: {with_it:.2f} s with the pre-buffer, {without:.2f} s without")
+    assert with_it < without / 2
 
 
 def test_eight_calls_at_once(agents: tuple[ModuleType, ModuleType]) -> None:
