@@ -329,10 +329,15 @@ def report(console: Console, notes: Notes, packets: Path, caller: tuple[float, f
     if not found:
         raise DemoError("nothing that was said is in the recording")
     assert notes.interrupted_at is not None
+    silence_s, sure_s = findings.silence_s or 0.0, notes.interrupted_at - caller[0]
     console.print(
-        f"barge-in to silence      {(findings.silence_s or 0) * 1000:4.0f} ms in the recording, from the caller's first sound"
+        f"barge-in to silence      {silence_s * 1000:4.0f} ms in the recording, from the caller's first sound"
     )
-    console.print(f"  of which Silero VAD    {(notes.interrupted_at - caller[0]) * 1000:4.0f} ms until it was sure")
+    console.print(
+        f"  of which Silero VAD    {sure_s * 1000:4.0f} ms until it was sure"
+        if silence_s >= sure_s
+        else f"  (the agent was between two sentences already when Silero VAD was sure, after {sure_s * 1000:.0f} ms)"
+    )
     colour = "green" if findings.gap_s <= 0.02 else "red"
     console.print(
         f"longest gap in speech    [{colour}]{findings.gap_s * 1000:4.0f} ms[/{colour}] in the recording"

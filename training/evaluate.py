@@ -180,8 +180,8 @@ def plot(curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         name = "rolling context" if kind == "context" else "no context"
         above.plot(turns, similar, marker=".", label=name)
         below.plot(turns, tones, marker=".", label=name)
-    above.set_ylabel("similarity to the first turns")
-    below.set_ylabel("median pitch, semitones re 100 Hz")
+    above.set_ylabel("similarity")
+    below.set_ylabel("pitch, semitones")
     below.set_xlabel("turn")
     above.legend()
     PLOTS.mkdir(parents=True, exist_ok=True)
