@@ -25,7 +25,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -59,6 +59,8 @@ from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
 from higgs_voice.adapters.telephony import PHONE_RATE, PhoneSettings
 from higgs_voice.errors import HiggsVoiceError, ProtocolError
 
+LAST_CUT_S = 2.0
+"""How long the record of a call that is over waits for what was being said to be cut."""
 GREETING = "Hello, this is the voice of this line. Say something, or press a key."
 INSTRUCTIONS = (
     "You are on the telephone with a caller. Answer in two or three short sentences, in plain words that can be spoken. "
@@ -197,6 +199,12 @@ class PhoneBot:
             enable_turn_tracking=False,
         )
         live = Live(call, transport, tts, worker, talkers, context, time.monotonic())
+        cut = asyncio.Event()
+        worker.add_reached_downstream_filter((InterruptionFrame,))
+
+        @worker.event_handler("on_frame_reached_downstream")
+        async def on_cut(*_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+            cut.set()
 
         @transport.event_handler("on_client_connected")
         async def on_connected(*_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
@@ -204,9 +212,13 @@ class PhoneBot:
 
         @transport.event_handler("on_client_disconnected")
         async def on_disconnected(*_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-            # What was being said is cut where the line stopped playing, so that the record is of what was heard.
+            # What was being said is cut where the line stopped playing, so that the record is of what was heard: it is whole
+            # when the cut has come to the pipeline's end, behind who writes it.
+            cut.clear()
             await worker.queue_frame(InterruptionFrame())
-            await asyncio.sleep(0.05)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(cut.wait(), LAST_CUT_S)
+            await asyncio.sleep(0.05)  # the record's own events follow it
             self._note(live)
             await worker.cancel()
 
