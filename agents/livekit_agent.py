@@ -107,16 +107,23 @@ def make_llm() -> llm.LLM[Any]:
 
 def make_settings() -> higgs.SessionSettings:
     """What the voice remembers and how it is drawn, by the environment. The embedded voice wants a low temperature."""
-    window = os.environ.get("HIGGS_AGENT_WINDOW", "")
-    temperature = os.environ.get("HIGGS_AGENT_TEMPERATURE", "0.3" if MODEL == "nano" else "")
-    seed = os.environ.get("HIGGS_AGENT_SEED")
+    window, seed = _number("HIGGS_AGENT_WINDOW"), _number("HIGGS_AGENT_SEED")
+    temperature = _number("HIGGS_AGENT_TEMPERATURE", "0.3" if MODEL == "nano" else "")
     sampling = higgs.Sampling()
-    if temperature:
-        sampling = sampling.replace(temperature=float(temperature))
-    if seed:
+    if temperature is not None:
+        sampling = sampling.replace(temperature=temperature)
+    if seed is not None:
         sampling = sampling.replace(seed=int(seed))
     settings = higgs.SessionSettings(sampling=sampling)
-    return settings.replace(window=higgs.Window.last_n(int(window))) if window else settings
+    return settings if window is None else settings.replace(window=higgs.Window.last_n(int(window)))
+
+
+def _number(name: str, default: str = "") -> float | None:
+    text = os.environ.get(name, default)
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise SystemExit(f"{name} is a number, not {text!r}") from error
 
 
 def make_ears() -> dict[str, Any]:
@@ -163,6 +170,8 @@ class Assistant(Agent):
             raise StopResponse  # a voice was heard, and nobody knows what it said
 
 
+SETTINGS = make_settings()  # here, so that a wrong one is told at the start and not to the first caller
+
 server = AgentServer(num_idle_processes=1, host="127.0.0.1", port=0)
 if MODEL.startswith(("ws://", "wss://")):
     # Calls go to the machines whose engine has room.
@@ -175,7 +184,7 @@ async def entrypoint(ctx: JobContext) -> None:
         model=MODEL,
         token=os.environ.get("HIGGS_VOICE_TOKEN"),
         voice=os.environ.get("HIGGS_AGENT_VOICE"),
-        settings=make_settings(),
+        settings=SETTINGS,
     )
     session: AgentSession[None] = AgentSession(llm=make_llm(), tts=tts, **make_ears())
     # The caller may come back: the call ends with the room.
