@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo phone room test check format bench livekit livekit-server test-livekit test-dashboard bench-room nano-eval clean distclean
+.PHONY: help setup demo phone room test boson parity check format bench livekit livekit-server test-livekit test-dashboard bench-room nano-eval clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -28,6 +28,12 @@ room: setup ## talk with the same agent in a browser on this machine
 
 test: setup ## run the tests
 	@$(BIN)/python -m pytest $(TEST_SKIPS) $(ARGS)
+
+boson: setup ## set up .venv-boson, where boson_multimodal runs as the engine boson:MODEL
+	@$(PYTHON) scripts/setup_env.py boson
+
+parity: boson ## boson_multimodal, transformers and ours, token for token
+	@$(BIN)/python -m pytest tests/parity/*.py $(ARGS)
 
 check: setup ## ruff, pyright, and the code in the documents
 	@$(BIN)/ruff check
@@ -70,4 +76,4 @@ clean: ## remove what runs and builds leave behind
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
-	@rm -rf .venv
+	@rm -rf .venv .venv-boson

@@ -1,5 +1,7 @@
 """Set up `.venv` in the project's root, or find in a few milliseconds that it is set up already.
 
+With the argument ``boson`` it is `.venv-boson`, for boson_multimodal, whose pins shut out what `.venv` holds.
+
 Run by the Makefile with whatever python3 there is, so this file keeps to the standard library and to syntax that an old
 python3 can read: the message about a version that is too old has to come from here.
 
@@ -20,10 +22,16 @@ import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VENV = os.path.join(ROOT, ".venv")
+# Folder, extras, constraints.
+ENVIRONMENTS = {
+    "": (".venv", "engine,pipecat,livekit,server,dev", "constraints.txt"),
+    "boson": (".venv-boson", "boson,server", "constraints-boson.txt"),
+}
+CHOICE = sys.argv[1] if len(sys.argv) > 1 else ""
+FOLDER, EXTRAS, CONSTRAINTS = ENVIRONMENTS.get(CHOICE, ENVIRONMENTS[""])
+VENV = os.path.join(ROOT, FOLDER)
 VENV_PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "higgs-voice.stamp")
-EXTRAS = "engine,pipecat,livekit,server,dev"
 OLDEST = (3, 11)
 HEARTBEAT_S = 15.0
 
@@ -39,7 +47,7 @@ def say(text: str) -> None:
 def digest() -> str:
     """A digest of what decides the content of the environment, its place included: an editable install names it."""
     state = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt", os.path.join("scripts", "setup_env.py")):
+    for name in ("pyproject.toml", CONSTRAINTS, os.path.join("scripts", "setup_env.py")):
         with open(os.path.join(ROOT, name), "rb") as file:
             state.update(file.read())
     state.update(ROOT.encode())
@@ -103,7 +111,7 @@ def find_python() -> str | None:
 
 
 def create(uv: str | None, python: str | None) -> None:
-    """Make an empty `.venv`. Without uv its pip comes from ensurepip, which Debian packs apart from Python."""
+    """Make an empty environment. Without uv its pip comes from ensurepip, which Debian packs apart from Python."""
     if uv:
         # uv can fetch a Python itself where the system's is too old.
         run(uv, "venv", "--quiet", "--clear", "--python", python or ">={}.{}".format(*OLDEST), VENV)
@@ -126,10 +134,10 @@ def create(uv: str | None, python: str | None) -> None:
 
 def install(uv: str | None) -> None:
     """Install the project, editable, with its extras and with the versions of constraints.txt."""
-    what = ["-c", os.path.join(ROOT, "constraints.txt"), "-e", f"{ROOT}[{EXTRAS}]"]
+    what = ["-c", os.path.join(ROOT, CONSTRAINTS), "-e", f"{ROOT}[{EXTRAS}]"]
     own_uv = os.path.join(VENV, "bin", "uv")
     if not uv and not os.path.exists(own_uv):
-        say("installing uv into .venv")
+        say(f"installing uv into {FOLDER}")
         # Without uv pip does the same work, only slower.
         subprocess.call(
             [VENV_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what[:2], "uv"], cwd=ROOT
@@ -143,6 +151,8 @@ def install(uv: str | None) -> None:
 
 
 def main() -> None:
+    if CHOICE not in ENVIRONMENTS:
+        raise SetupError(f"there is no environment {CHOICE!r}; name 'boson', or none for .venv")
     os.chdir(ROOT)
     # Two runs of make at once: the second waits and then finds the work done.
     lock = os.open(ROOT, os.O_RDONLY)
@@ -161,7 +171,7 @@ def main() -> None:
     if uv and not works(uv, "--version"):
         uv = None
     if not works(VENV_PYTHON, "-c", f"import sys; sys.exit(sys.version_info < {OLDEST})"):
-        say("making .venv")
+        say(f"making {FOLDER}")
         create(uv, find_python())
     say(f"installing higgs-voice[{EXTRAS}]: about 3 GB the first time (PyTorch), minutes on most lines")
     install(uv)

@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve_engine": {"backends"} | BELOW_BACKENDS | LEAVES,
     # Entry points, and the list of public names.
     "bench": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
+    "boson_child": {"server", "backends"} | BELOW_BACKENDS | LEAVES,
     "cli_parts": {"conversation"} | LEAVES,
     "cli_voices": {"cli", "cli_parts", "backends", "conversation"} | LEAVES,
     "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends"}

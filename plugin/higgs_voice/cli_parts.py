@@ -25,7 +25,7 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="HIGGS_VOICE_MODEL",
-        help="nano (embedded), a hub id, a folder, ws://host:port, or fake.",
+        help="nano (embedded), a hub id, a folder, boson:<folder>, ws://host:port, or fake.",
     ),
 ]
 Token = Annotated[
@@ -91,7 +91,7 @@ def engine_options(model: str, device: str, dtype: str, token: str | None) -> di
     """What the engine that `model` names is made with."""
     if model.startswith(("ws://", "wss://")):
         return {"token": token} if token else {}
-    if model == "fake" or model.startswith("boson:"):
+    if model == "fake":
         return {}
     return {"device": device, "dtype": dtype}
 

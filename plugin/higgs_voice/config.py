@@ -116,3 +116,13 @@ def voices_folder() -> Path:
     from typer import get_app_dir
 
     return Path(get_app_dir("higgs-voice")) / "voices"
+
+
+def cache_folder() -> Path:
+    """What can be made again: ``$XDG_CACHE_HOME/higgs-voice``, ``~/.cache/higgs-voice`` unless set. It need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs-voice"
+
+
+def boson_python() -> str | None:
+    """``HIGGS_VOICE_BOSON_PYTHON``: the interpreter of the environment with boson_multimodal in it, if it is named."""
+    return os.environ.get("HIGGS_VOICE_BOSON_PYTHON") or None

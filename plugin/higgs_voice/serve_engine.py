@@ -45,14 +45,12 @@ from .conversation.synthesizer import (
     Synthesizer,
     VoicePrompt,
 )
-from .conversation.voice import SYSTEM, Voice
+from .conversation.voice import SCENE_END, SCENE_START, system_text
 from .errors import ClipError, SettingsError
 from .model.loading import load
 
 log = logging.getLogger("higgs_voice.serve_engine")
 
-SCENE_START = "<|scene_desc_start|>"
-SCENE_END = "<|scene_desc_end|>"
 END_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 """What integrators pass as `stop_strings` by habit; the end of a chunk's audio is the end of its message anyway."""
 MAX_CLIPS = 32
@@ -636,7 +634,7 @@ class StreamingVoiceGenerator:
         self.scene_prompt = scene_prompt
         self.speaker_descriptions = speaker_descriptions
         self.generation_chunk_buffer_size = generation_chunk_buffer_size
-        self.base_messages: list[Message] = [Message("system", _system(scene_prompt, speaker_descriptions))]
+        self.base_messages: list[Message] = [Message("system", system_text(scene_prompt, speaker_descriptions))]
         """The system message, and a user and an assistant message for each clip."""
         self.ref_audio_ids: list[torch.Tensor] = []
         """Codes of the clips, int64 [K, T] each."""
@@ -837,13 +835,6 @@ async def _chunks(text_chunks: Iterable[str] | AsyncIterable[str]) -> AsyncItera
     else:
         for text in text_chunks:
             yield text
-
-
-def _system(scene: str | None, speakers: str | list[str] | None) -> str:
-    """The system message, laid out as `PromptBuilder.prefix` lays it out."""
-    voice = Voice.create(scene=scene, speakers=speakers)
-    block = "\n\n".join(part for part in (voice.scene, "\n".join(voice.speaker_lines)) if part)
-    return f"{SYSTEM}\n\n{SCENE_START}\n{block}\n{SCENE_END}" if block else SYSTEM
 
 
 def _split_scene(system: str | None) -> tuple[str | None, str | None]:

@@ -106,6 +106,8 @@ class Speak(Message):
     next_context: ContextRef | None = None
     window: Count
     """Samples the server may be ahead of the last `Ack`."""
+    pcm: bool = True
+    """False: frames carry codes only; flow control counts the samples that the codes stand for."""
 
 
 class Ack(Message):

@@ -6,18 +6,16 @@ import asyncio
 import logging
 import os
 import time
-import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ..audio import FRAME_RATE, SAMPLE_RATE, to_int16
 from ..codec import Decoder, DecodeStream, Encoder
-from ..config import Sampling, Settings
+from ..config import Sampling
 from ..conversation.synthesizer import (
     AudioEvent,
     Codes,
@@ -30,30 +28,15 @@ from ..conversation.synthesizer import (
     SpeechEvent,
     VoicePrompt,
 )
-from ..errors import EngineClosedError, EngineDiedError, SilenceError, SynthesisError
+from ..errors import EngineClosedError, EngineDiedError, SynthesisError
 from ..model.loading import Loaded, load
 from ..model.prompt import PromptBuilder, Rows
 from ..model.runner import Runner
 from ..model.scheduler import Scheduler
 from ..model.worker import Job, Worker
+from .guards import Guards, SilenceWatch
 
 log = logging.getLogger("higgs_voice.local")
-
-
-class Guards(Settings):
-    """When a stream is ended although the model has not ended it."""
-
-    base_s: float = Field(default=3.0, gt=0.0)
-    """Runaway: more than base_s + s_per_char * letters of audio, where a wide character (CJK) counts as three letters."""
-    s_per_char: float = Field(default=0.15, gt=0.0)
-    """About twice slow speech; half of it and a small base would still let everything pass that ends by itself."""
-    silence_s: float = Field(default=3.0, gt=0.0)
-    """Silence: that much without voice, after voice or before any."""
-    silence_level: float = Field(default=0.004, ge=0.0)
-    """Peak, as a share of full scale, below which sound counts as silence."""
-    min_frames: int = Field(default=3, ge=1)
-    """Collapse: an end before that many frames; tried again with other seeds."""
-    retries: int = Field(default=2, ge=0)
 
 
 class _Channel:
@@ -95,12 +78,11 @@ class _Stream:
         self._no_codes: Codes = np.zeros((codebooks, 0), dtype=np.int16)
         self.decode = decode
         self.job: Job | None = None
-        self._guards = guards
+        self._watch = SilenceWatch(guards)
         self._codes: list[Codes] = []
         self._frames = 0
         self._sent = 0
         self._first_at: float | None = None
-        self._silent = 0
 
     def view(self) -> tuple[float, float]:
         if self._first_at is None:
@@ -128,13 +110,7 @@ class _Stream:
         self._codes.clear()
         self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
         self._sent += samples.size
-        self._watch(samples)
-
-    def _watch(self, samples: NDArray[np.float32]) -> None:
-        loud = np.flatnonzero(np.abs(samples) > self._guards.silence_level)
-        self._silent = self._silent + samples.size if not loud.size else samples.size - 1 - int(loud[-1])
-        if self._silent > self._guards.silence_s * SAMPLE_RATE and self.job is not None:
-            error = SilenceError(f"stopped after {self._guards.silence_s:.1f} s of silence")
+        if (error := self._watch.hear(samples)) is not None and self.job is not None:
             self.job.end_with = (FinishReason.SILENCE, error)
 
     def ended(self, reason: str, error: Exception | None) -> None:
@@ -279,7 +255,6 @@ class LocalSynthesizer:
         rows = Rows.concat([self._context_rows(request.context), self._builder.opening(request.text)])
         room = self.info.max_positions - len(rows)
         guards = self._guards
-        max_frames = int((guards.base_s + guards.s_per_char * _letters(request.text)) * FRAME_RATE)
         return Job(
             key=request.speech_id,
             session=request.session_id,
@@ -289,7 +264,7 @@ class LocalSynthesizer:
             seed=request.sampling.seed
             if request.sampling.seed is not None
             else int.from_bytes(os.urandom(4), "little"),
-            max_frames=max_frames,
+            max_frames=guards.max_frames(request.text),
             min_frames=guards.min_frames,
             retries=guards.retries,
             listener=stream,
@@ -394,11 +369,6 @@ class LocalSynthesizer:
         while len(self._rows) > 512:
             self._rows.popitem(last=False)
         return rows
-
-
-def _letters(text: str) -> int:
-    """Characters as a measure of how long a text sounds: a wide one is a syllable."""
-    return sum(3 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 __all__ = ["Guards", "LocalSynthesizer"]

@@ -263,7 +263,10 @@ class RemoteSynthesizer:
             while stream.events:
                 event = stream.events.popleft()
                 if isinstance(event, AudioEvent):
-                    stream.taken = event.start + len(event.pcm) // 2
+                    if stream.request.pcm:
+                        stream.taken = event.start + len(event.pcm) // 2
+                    else:
+                        stream.taken += self._samples(event.codes)
                 yield event
                 self._acknowledge(stream)
             if stream.ended:
@@ -283,6 +286,10 @@ class RemoteSynthesizer:
     @property
     def _window(self) -> int:
         return int(self._window_s * (self._info.sample_rate if self._info else SAMPLE_RATE))
+
+    def _samples(self, codes: Codes) -> int:
+        """Samples that codes [K, n] stand for."""
+        return codes.shape[1] * (self.info.sample_rate // self.info.frame_rate)
 
     def _stop(self, stream: _Stream) -> None:
         stream.events.clear()
@@ -320,6 +327,7 @@ class RemoteSynthesizer:
                 sampling=request.sampling,
                 next_context=self._ref(request.next_context) if request.next_context is not None else None,
                 window=self._window,
+                pcm=request.pcm,
             )
         )
         if stream.taken:
@@ -598,7 +606,10 @@ class RemoteSynthesizer:
             stream.again = stream.frames
         if not pcm and not codes.shape[1]:
             return
-        stream.samples = max(stream.samples, frame.start + len(frame.pcm) // 2)
+        if stream.request.pcm:
+            stream.samples = max(stream.samples, frame.start + len(frame.pcm) // 2)
+        else:
+            stream.samples += self._samples(codes)
         if not codes.shape[1]:
             codes = np.zeros((self.info.num_codebooks, 0), dtype=np.int16)
         stream.give(AudioEvent(pcm=pcm, start=frame.start + skip, codes=codes))

@@ -20,6 +20,8 @@ from ..errors import VoiceError, VoiceFileError
 from .synthesizer import Codes, Exchange, Synthesizer, VoicePrompt
 
 SYSTEM = "Generate audio following instruction."
+SCENE_START = "<|scene_desc_start|>"
+SCENE_END = "<|scene_desc_end|>"
 FORMAT = "higgs-voice/voice/1"
 MAX_FILE = 64 * 2**20
 """Bytes of a saved voice, packed and unpacked: 30 s of clip are 1.4 MB."""
@@ -275,6 +277,13 @@ class Voice:
         from .presets import Presets
 
         return Presets(Path(folder) if folder is not None else voices_folder()).get(name)
+
+
+def system_text(scene: str | None, speakers: str | list[str] | None) -> str:
+    """A voice's system message as one text, for whoever builds messages of text."""
+    voice = Voice.create(scene=scene, speakers=speakers)
+    block = "\n\n".join(part for part in (voice.scene, "\n".join(voice.speaker_lines)) if part)
+    return f"{SYSTEM}\n\n{SCENE_START}\n{block}\n{SCENE_END}" if block else SYSTEM
 
 
 def _names_speaker(text: str) -> bool:

@@ -142,12 +142,22 @@ def load(
     where, kind = pick_device(device), pick_dtype(dtype, pick_device(device))
     with quiet():
         _check_config(source.model, HiggsAudioV2Config.model_type, "a Higgs Audio v2 model")
-        _check_config(source.codec, HiggsAudioV2TokenizerConfig.model_type, "a Higgs Audio v2 codec")
         network = _load_weights(HiggsAudioV2ForConditionalGeneration, source.model, kind).to(where).eval()
-        voice = _load_weights(HiggsAudioV2TokenizerModel, source.codec, torch.float32).to(where).eval()
+        voice = _load_codec(source.codec).to(where)
         tokenizer = _guarded(source.model, lambda: _tokenizer(source.model))
         extractor = _feature_extractor(source.model, voice.config)
     return _assemble(source.name, network, voice, tokenizer, extractor, where, kind)
+
+
+def load_codec(source: str) -> HiggsAudioV2TokenizerModel:
+    """Load a codec alone, from a folder or a hub id, to the CPU and in float32. Errors: `ModelNotFoundError`, `CheckpointError`."""
+    with quiet():
+        return _load_codec(source)
+
+
+def _load_codec(source: str) -> HiggsAudioV2TokenizerModel:
+    _check_config(source, HiggsAudioV2TokenizerConfig.model_type, "a Higgs Audio v2 codec")
+    return _load_weights(HiggsAudioV2TokenizerModel, source, torch.float32).eval()
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -341,6 +341,7 @@ class Client:
             text=message.text,
             sampling=message.sampling,
             next_context=self._context(message.next_context) if message.next_context else None,
+            pcm=message.pcm,
         )
         most = int(settings.max_window_s * self.hub.engine.info.sample_rate)
         stream = Stream(self, message.stream, request, window=min(message.window, most))
@@ -520,7 +521,8 @@ class Stream:
             return
         hub = self.client.hub
         now = hub.clock()
-        rate = hub.engine.info.sample_rate
+        info = hub.engine.info
+        rate = info.sample_rate
         if event.pcm:
             if self.first_at is None:
                 self.first_at = now
@@ -530,7 +532,10 @@ class Stream:
                 hub.metrics.underruns.inc()
                 self.first_at = now - event.start / rate  # the listener waited; later audio is due that much later
         self._emit(wire.AudioFrame(self.number, self._seq, event.start, event.codes, event.pcm).pack())
-        self._sent = event.start + len(event.pcm) // 2
+        if self.request.pcm:
+            self._sent = event.start + len(event.pcm) // 2
+        else:
+            self._sent += event.codes.shape[1] * (rate // info.frame_rate)
         while self._sent - self._acked >= self._window and not self._stopped:
             self._room.clear()
             await self._room.wait()
