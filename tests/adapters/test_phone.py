@@ -113,16 +113,27 @@ def test_speech_comes_to_the_telephone_level(level: float) -> None:
 
 
 def test_the_gain_does_not_pump() -> None:
-    """After the first seconds it follows neither syllables nor pauses: what comes out is what went in, times one gain."""
-    sound = speechlike(16.0, 0.05)
-    raised = through(sound, [1920], PhoneSettings(level_dbfs=-20.0)).astype(float)[8 * 8000 :]
-    plain = through(sound, [1920]).astype(float)[8 * 8000 :]
+    """It follows neither syllables nor pauses, and a caller who comes nearer only slowly: what comes out is what went in, times a
+    gain that moves at most 12 dB a second in the first second of speech and 1.5 dB a second from then on."""
+    sound = np.concatenate([speechlike(12.0, 0.05), speechlike(6.0, 0.2, seed=1)])
+    phone = PhoneSound(PhoneSettings(level_dbfs=-20.0))
     gains: list[float] = []
-    for at in range(0, plain.size - 800, 800):
+    for at in range(0, sound.size, 480):
+        phone.feed(sound[at : at + 480].tobytes())
+        gains.append(phone.gain_db)
+    steps = np.abs(np.diff(gains)) / 0.02
+    assert steps.max() == pytest.approx(12.0, abs=0.01)
+    assert steps[100:].max() == pytest.approx(1.5, abs=0.01)  # after 2 s, 1.5 of them speech
+    assert 5.0 < gains[599] - gains[-1] < 9.0  # 12 dB louder, 4.5 s of speech ago
+
+    raised = through(sound, [1920], PhoneSettings(level_dbfs=-20.0)).astype(float)
+    plain = through(sound, [1920]).astype(float)
+    steady: list[float] = []
+    for at in range(6 * 8000, 12 * 8000 - 800, 800):
         if level_db(plain[at : at + 800]) > -50:
-            gains.append(level_db(raised[at : at + 800]) - level_db(plain[at : at + 800]))
-    assert len(gains) > 40
-    assert max(gains) - min(gains) < 1.0
+            steady.append(level_db(raised[at : at + 800]) - level_db(plain[at : at + 800]))
+    assert len(steady) > 40
+    assert max(steady) - min(steady) < 1.0
 
 
 def test_a_pause_is_not_raised() -> None:
