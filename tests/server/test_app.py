@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -165,7 +166,9 @@ async def test_server_sent_events() -> None:
         ({"input": "  "}, 400, "blank"),
         ({"input": "…"}, 400, "nothing that can be spoken"),
         ({"input": "x" * 101}, 400, "takes 100"),
-        ({"input": "Hi.", "speed": 2.0}, 400, "speed"),
+        ({"input": "Hi.", "speed": 0.25}, 400, "speed is 0.25; this server speaks from 0.5 to 2"),
+        ({"input": "Hi.", "speed": 4.0}, 400, "speed is 4"),
+        ({"input": "Hi.", "speed": "fast"}, 400, "speed"),
         ({"input": "Hi.", "response_format": "aac"}, 400, "response_format"),
         ({"input": "Hi.", "voice": "../../etc/passwd"}, 400, "has no voice"),
         ({"input": "Hi.", "voice": "nobody"}, 400, "has: ada, default"),
@@ -179,6 +182,30 @@ async def test_what_cannot_be_served_is_refused_with_a_sentence(
         answer = await client.post("/v1/audio/speech", json=body)
     assert answer.status_code == status
     assert match in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.6, 2.0])
+async def test_speed_is_the_speech_rate(speed: float) -> None:
+    async with serving() as server, http(server) as client:
+
+        async def spoken_s(**more: float) -> float:
+            body = {"input": "A sentence that is long enough to be measured.", "response_format": "pcm", **more}
+            answer = await client.post("/v1/audio/speech", json=body)
+            assert answer.status_code == 200
+            return len(answer.content) / 48000
+
+        assert await spoken_s(speed=speed) == pytest.approx(await spoken_s() / speed, rel=0.05)
+
+
+async def test_a_server_without_libsonic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libsonic", None)
+    async with serving() as server, http(server) as client:
+        answer = await client.post("/v1/audio/speech", json={"input": "Hi.", "speed": 1.5})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == (
+            'speed is 1.5; this server takes only 1 until it has libsonic: pip install "higgs-voice[rate]"'
+        )
+        assert (await client.post("/v1/audio/speech", json={"input": "Hi.", "speed": 1})).status_code == 200
 
 
 async def test_an_engine_that_fails_before_the_first_sound_has_a_status() -> None:

@@ -48,7 +48,7 @@ try:
     from starlette.types import Receive, Scope, Send
 
     from .metrics import Metrics
-    from .speech import FORMATS, SpeechBody, as_events, encoded
+    from .speech import FORMATS, SpeechBody, as_events, check_speed, encoded
 except ModuleNotFoundError as missing:
     raise DependencyError(
         f'the server needs {missing.name}, which is not installed; run: pip install "higgs-voice[server]"'
@@ -182,8 +182,7 @@ class App:
         return {"object": "list", "data": [{"id": name, "object": "voice"} for name in names]}
 
     async def speech(self, body: SpeechBody) -> Response:
-        if body.speed != 1.0:
-            raise RefusedError(f"speed is {body.speed:g}; this model speaks at its own, so only 1.0 is taken")
+        check_speed(body.speed)
         if len(body.input) > self.settings.max_text:
             raise RefusedError(
                 f"the input has {len(body.input)} characters; this server takes {self.settings.max_text}"
@@ -221,7 +220,12 @@ class App:
         from ..conversation.session import SessionSettings, VoiceSession
 
         self.hub.http_streams += 1
-        settings = SessionSettings(sampling=Sampling(seed=body.seed), run_ahead_s=2.0, log_text=self.settings.log_text)
+        settings = SessionSettings(
+            sampling=Sampling(seed=body.seed),
+            run_ahead_s=2.0,
+            speech_rate=body.speed,
+            log_text=self.settings.log_text,
+        )
         session = VoiceSession(self.engine, voice=voice, settings=settings)
         try:
             await session.start()

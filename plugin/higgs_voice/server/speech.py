@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..audio import SAMPLE_RATE
-from ..errors import DependencyError
+from ..errors import DependencyError, RefusedError
 
 FORMATS: dict[str, str] = {
     "pcm": "audio/pcm",
@@ -22,6 +22,9 @@ FORMATS: dict[str, str] = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
 }
+
+SLOWEST, FASTEST = 0.5, 2.0
+"""Beyond these hardly a word is understood; a session refuses them too."""
 
 
 class SpeechBody(BaseModel):
@@ -38,9 +41,26 @@ class SpeechBody(BaseModel):
     """A description of the speaker, for voices that have none of their own."""
     response_format: Literal["pcm", "wav", "mp3", "opus"] = "wav"
     stream_format: Literal["audio", "sse"] = "audio"
-    speed: float = 1.0
+    speed: float = Field(1.0, allow_inf_nan=False)
+    """OpenAI's 0.25 to 4, of which `SLOWEST` to `FASTEST` can be spoken; at the same pitch."""
     seed: int | None = Field(None, ge=0)
     """Ours: the same seed gives the same sound."""
+
+
+def check_speed(speed: float) -> None:
+    """Before anything is spoken. Errors: `RefusedError` for what this server cannot speak at."""
+    if not SLOWEST <= speed <= FASTEST:
+        raise RefusedError(f"speed is {speed:g}; this server speaks from {SLOWEST:g} to {FASTEST:g}")
+    if speed == 1.0:
+        return
+    from ..conversation.seams import Stretch
+
+    try:
+        Stretch(speed, SAMPLE_RATE)
+    except DependencyError as error:
+        raise RefusedError(
+            f'speed is {speed:g}; this server takes only 1 until it has libsonic: pip install "higgs-voice[rate]"'
+        ) from error
 
 
 class Encoder(Protocol):
