@@ -11,10 +11,10 @@ from livekit import rtc
 from livekit.agents import Agent, AgentSession, APIError
 from livekit.plugins import higgs
 
-from higgs_voice import SessionSettings, VoiceSession
+from higgs_voice import SessionSettings, Voice, VoiceSession
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import SpeakRequest
-from higgs_voice.errors import SettingsError
+from higgs_voice.errors import SettingsError, SnapshotError
 from tests.adapters.livekit_kit import Script, Speaker, virtual
 
 LONG = "This is the first sentence of the answer. Here the second one follows at once. And this is the third of them."
@@ -30,6 +30,7 @@ class Call:
         engine: FakeSynthesizer | None = None,
         attach: bool = True,
         rate: int = 24000,
+        snapshot: bytes | None = None,
         **options: Any,
     ) -> None:
         self.engine = engine or FakeSynthesizer()
@@ -38,8 +39,11 @@ class Call:
         self.session: AgentSession[Any] = AgentSession(llm=self.llm, tts=self.tts)
         self.speaker = Speaker(sample_rate=rate)
         self._attach = attach
+        self._snapshot = snapshot
 
     async def __aenter__(self) -> Call:
+        if self._snapshot is not None:
+            self.tts.conversation(self.session).restore(self._snapshot)
         self.session.output.audio = self.speaker
         await self.session.start(Agent(instructions="Be brief."))
         if self._attach:
@@ -234,6 +238,46 @@ async def test_the_voice_goes_with_its_session() -> None:
         await asyncio.sleep(0.1)
     assert len(set(closed)) == 2
     assert [len(request.context.exchanges) for request in engine.requests] == [0, 0]
+
+
+@virtual
+async def test_a_call_goes_on_in_another_job_with_what_was_played_of_it() -> None:
+    async with Call(voice=Voice.create(scene="A quiet room.")) as call:
+        await call.say("Good morning to you.")
+        handle = call.session.say(LONG)
+        await asyncio.sleep(3.2)
+        data = call.tts.conversation(call.session).snapshot()
+        position, call_id = call.speaker.position, call.voice.call_id
+        running = len(call.remembered)
+        handle.interrupt()
+        await handle
+        assert call.remembered[0] == ("Good morning to you.", frames("Good morning to you."))
+        settled = call.remembered
+        assert len(settled) < running  # the snapshot holds what was played, and not what has been made
+    async with Call(snapshot=data) as there:
+        await there.tts.conversation(there.session).ready()
+        assert there.remembered[:-1] == settled[:-1]
+        text, kept = there.remembered[-1]
+        assert settled[-1][0].startswith(text)
+        first = frames(LONG[: LONG.index(".") + 1])
+        assert kept == pytest.approx(position * 25 - first, abs=2)
+        assert there.voice.voice.scene == "A quiet room."
+        assert there.voice.call_id == call_id
+        await there.say(NEXT)
+        (request,) = there.engine.requests
+        assert request.context.voice.scene == "A quiet room."
+        assert [item.text for item in request.context.exchanges] == [text for text, _ in there.remembered[:-1]]
+        with pytest.raises(SnapshotError, match="before a conversation begins"):
+            there.tts.conversation(there.session).restore(data)
+
+
+@virtual
+async def test_what_is_no_snapshot_is_refused_at_once() -> None:
+    async with higgs.TTS(engine=FakeSynthesizer()) as tts:
+        with pytest.raises(SnapshotError, match="no snapshot of a session"):
+            tts.conversation().restore(b"{}")
+        with pytest.raises(SnapshotError, match="has not begun"):
+            tts.conversation().snapshot()
 
 
 @virtual

@@ -38,7 +38,7 @@ from higgs_voice import Sampling, SessionSettings, Voice, Window
 from higgs_voice.adapters.pipecat import HiggsTTSService, HiggsTTSSettings, PlayoutTracker
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason
-from higgs_voice.errors import DependencyError, EngineDiedError, ModelNotFoundError, SettingsError
+from higgs_voice.errors import DependencyError, EngineDiedError, ModelNotFoundError, SettingsError, SnapshotError
 from tests.adapters.pipecat_kit import room, settle_loop
 
 TEXT = "Hello there, my friend. This is the second sentence of it. And here is a third one!"
@@ -518,6 +518,40 @@ async def test_no_task_outlives_the_service() -> None:
     assert not left
     assert not engine.active
     await tts.cleanup()  # again does no harm
+
+
+async def test_a_call_goes_on_in_another_service_with_what_was_played_of_it() -> None:
+    tts = service(FakeSynthesizer(frames_per_char=1.5), voice=Voice.create(scene="A quiet room."), lead_s=0.5)
+    async with room(tts, held=True) as r:
+        await r.say(TEXT)
+        await r.output.play(45)
+        await r.until(lambda: next(iter(tts._utterances.values())).played_s >= 44 * 0.04 - 1e-6)
+        (utterance,) = tts._utterances.values()
+        data = tts.snapshot()
+        played_s, call_id = utterance.played_s, tts.session.call_id
+        assert played_s == pytest.approx(44 * 0.04, abs=0.041)
+        made = [item.text for item in tts.session.exchanges]
+    engine = FakeSynthesizer(frames_per_char=1.5)
+    there = service(engine, snapshot=data)
+    async with room(there) as r:
+        held = there.session.exchanges
+        assert sum(item.frames for item in held) == int(played_s * 25 + 1e-6)
+        assert made[0].startswith(held[0].text)
+        assert there.session.call_id == call_id
+        assert there._settings.scene == "A quiet room."
+        await r.say("It goes on.")
+        await r.until(lambda: bool(engine.requests))
+        assert engine.requests[0].context.voice.scene == "A quiet room."
+        assert [item.text for item in engine.requests[0].context.exchanges] == [item.text for item in held]
+
+
+async def test_a_snapshot_brings_its_voice_and_must_be_one() -> None:
+    async with room(service()) as r:
+        data = r.tts.snapshot()
+    with pytest.raises(SettingsError, match="a snapshot or a voice"):
+        service(snapshot=data, voice="warm")
+    with pytest.raises(SnapshotError, match="damaged"):
+        service(snapshot=data[:-1])
 
 
 async def test_services_of_one_model_share_one_engine_and_the_last_closes_it() -> None:

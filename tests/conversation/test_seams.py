@@ -472,7 +472,7 @@ async def test_a_stop_between_two_chunks_leaves_no_sound_behind() -> None:
         async for item in speech:
             if isinstance(item, PcmChunk) and item.chunk == 1:
                 speech.stop()
-        session.settle(speech.id, 0.5)
+        session.settle(speech.id, 0.8)
         for _ in range(10):
             await asyncio.sleep(0)
         assert len(session.exchanges) == 1

@@ -128,12 +128,32 @@ async def test_a_speech_cut_in_mid_word_keeps_the_words_and_codes_that_were_hear
         speech.stop()
         session.settle(speech.id, heard_s)
         (kept,) = session.exchanges
-        said = [word.text for word in words(items) if word.start_s < heard_s]
+        said = [word.text for word in words(items) if (word.start_s + word.end_s) / 2 <= heard_s]
         assert 2 <= len(said) < 10
         assert kept.text.rstrip(".") == " ".join(said)
         assert kept.frames == int(heard_s * 25)
         spoken = engine.requests[0].text
         assert np.array_equal(kept.codes, engine.codes_for(spoken, round(len(spoken) * 1.5))[:, : kept.frames])
+
+
+async def test_text_and_codes_of_what_was_cut_differ_by_half_a_word_at_most() -> None:
+    """Wherever it is cut: the model never hears words whose sound it does not have, nor the other way around."""
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        speech = session.speak("I unfortunately cannot remember extraordinarily long words.")
+        items = await take(speech)
+        (record,) = speech.records
+        said = words(items)
+        assert max(word.end_s - word.start_s for word in said) > 0.5
+        for heard_s in np.arange(0.02, speech.audio_s, 0.02):
+            kept = record.heard_exchange(float(heard_s), None)
+            count = len(kept.text.split()) if kept is not None else 0
+            text_ends = said[count - 1].end_s if count else 0.0
+            sound_ends = kept.frames / 25 if kept is not None else heard_s
+            longest = max(word.end_s - word.start_s for word in said[max(count - 1, 0) : count + 1])
+            pause = said[count].start_s - text_ends if count < len(said) else speech.audio_s - text_ends
+            assert text_ends - sound_ends <= longest / 2 + 0.04 + 1e-6
+            assert sound_ends - text_ends <= longest / 2 + pause + 1e-6
 
 
 async def test_stop_tells_the_engine_at_once_also_before_its_first_sound() -> None:

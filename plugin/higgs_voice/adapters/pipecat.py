@@ -33,6 +33,7 @@ from ..audio import PcmChunk
 from ..config import Sampling
 from ..conversation.presets import find_voice
 from ..conversation.session import SessionSettings, VoiceSession
+from ..conversation.snapshot import Snapshot
 from ..conversation.speech import ChunkReport, Speech
 from ..conversation.synthesizer import Synthesizer
 from ..conversation.timing import Word
@@ -175,6 +176,8 @@ class HiggsTTSService(TTSService):
         settings: Runtime settings; what they give goes before the other arguments.
         session_settings: Sampling, window, chunker: how the session speaks and what it remembers.
         lexicon: What is said for words of your own.
+        snapshot: A call that was begun elsewhere, as that service's `snapshot()` gave it, to go on with: its voice, and what it
+            has said. How it speaks is for the other arguments. Errors: `SnapshotError` for what is none.
         lead_s: How much audio is handed to the transport before it is played. The rest waits in the session, where an
             interruption costs nothing.
         **kwargs: For `TTSService`; `sample_rate` among them.
@@ -194,6 +197,7 @@ class HiggsTTSService(TTSService):
         settings: HiggsTTSSettings | None = None,
         session_settings: SessionSettings | None = None,
         lexicon: Lexicon | None = None,
+        snapshot: bytes | None = None,
         lead_s: float = 2.0,
         **kwargs: Any,
     ) -> None:
@@ -216,6 +220,13 @@ class HiggsTTSService(TTSService):
             store.apply_update(settings)
         sampling = _sampling_of(store)
         voice_given = store.voice
+        if snapshot is not None:
+            if any(item is not None for item in (store.voice, store.scene, store.speakers)):
+                raise SettingsError(
+                    "HiggsTTSService takes a snapshot or a voice: the snapshot brings the voice of its call"
+                )
+            saved = Snapshot.parse(snapshot).voice
+            store.voice, store.scene, store.speakers = saved.name, saved.scene, saved.speakers
         if isinstance(voice_given, Voice):
             store.voice = voice_given.name
         kwargs.setdefault("stop_frame_timeout_s", 30.0)  # contexts are closed by the service; a slow LLM must not
@@ -229,6 +240,7 @@ class HiggsTTSService(TTSService):
         )
         self._session_settings = wanted.replace(sampling=sampling, language=str(store.language or wanted.language))
         self._lexicon = lexicon
+        self._snapshot = snapshot
         self._lead_s = lead_s
         self._given_engine = engine
         self._borrowed: str | None = None
@@ -263,6 +275,20 @@ class HiggsTTSService(TTSService):
             raise EngineClosedError(f"HiggsTTSService has no engine: {self._opening_error}") from self._opening_error
         raise EngineClosedError("HiggsTTSService has a session only while its pipeline is set up")
 
+    def snapshot(self) -> bytes:
+        """The call's voice and what was heard of it, for a service on another worker (`snapshot=`); changes nothing here.
+
+        Errors: `HiggsVoiceError` without a session.
+        """
+        now = self._now()
+        heard = {
+            item.speech.id: item.played_s
+            if self._tracker is not None
+            else item.timeline.heard(item.dead_at if item.dead else now)
+            for item in self._utterances.values()
+        }
+        return self.session.snapshot(heard)
+
     @property
     def supports_processing_metrics(self) -> bool:
         return False  # run_tts only hands the text over
@@ -290,12 +316,17 @@ class HiggsTTSService(TTSService):
                 name = str(self._settings.model)
                 engine = await engines.borrow(name)
                 self._borrowed = name
-            given = self._voice_given or Voice()
-            voice = await self._voice_of(given, engine, self._settings.scene, self._settings.speakers)
-            self._session = VoiceSession(
-                engine, voice=voice, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
-            )
-            await self._session.start()
+            if self._snapshot is not None:
+                self._session = await VoiceSession.restore(
+                    engine, self._snapshot, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
+                )
+            else:
+                given = self._voice_given or Voice()
+                voice = await self._voice_of(given, engine, self._settings.scene, self._settings.speakers)
+                self._session = VoiceSession(
+                    engine, voice=voice, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
+                )
+                await self._session.start()
             if self._settings.model is None:
                 self._settings.model = engine.info.model
                 self._sync_model_name_to_metrics()

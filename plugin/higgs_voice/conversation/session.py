@@ -6,7 +6,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -267,12 +267,12 @@ class VoiceSession:
 
     # Handing a call over
 
-    def snapshot(self) -> bytes:
+    def snapshot(self, heard: Mapping[str, float] | None = None) -> bytes:
         """What the next speech would start from, to be taken up by `restore` here or on another worker: voice, settings,
         lexicon, and the text and codes of the context. Changes nothing; the session may go on.
 
-        Of what may still be cut (a speech that is running, playing or stopped and not settled) it holds what has been played
-        by the clock; call `heard` or `settle` before where it is known better. Text that has not been spoken is not in it.
+        Of what may still be cut (a speech that is running, playing or stopped and not settled) it holds what has been played:
+        the seconds that `heard` gives for its id, or those by the clock. Text that has not been spoken is not in it.
         Errors: `SnapshotError` before `start` and after `aclose`.
         """
         if self._prompt is None or self._closed:
@@ -281,13 +281,14 @@ class VoiceSession:
         if self._pending is not None:
             voice = self._pending[0]
         if self._pending is None or not self._pending[2]:
-            heard = {
-                id(record.entry): record.heard_exchange(speech.heard_by_clock(), None)
+            known = heard or {}
+            cut = {
+                id(record.entry): record.heard_exchange(known.get(speech.id, speech.heard_by_clock()), None)
                 for speech in self._speeches.values()
                 for record in speech.records
                 if not record.settled
             }
-            state = self._context.state_if(lambda entry: heard.get(id(entry), entry.exchange))
+            state = self._context.state_if(lambda entry: cut.get(id(entry), entry.exchange))
         return Snapshot.of(
             info=self.engine.info,
             voice=voice,
@@ -314,18 +315,17 @@ class VoiceSession:
         """Go on with a conversation on this engine, which must have the codec it was spoken with; a started session.
 
         Greedy and in float32 the codes are those that the old session would have given. settings, lexicon: instead of the
-        snapshot's. session_id: a new one unless given; give the old one only where no other session of the engine has it.
+        snapshot's; the call keeps its `call_id` unless they have one. session_id: a new one unless given; give the old one only where no other session of the engine has it.
         Errors: `SnapshotError`, and those of `start`.
         """
         saved = Snapshot.parse(snapshot)
         await engine.start()
         saved.check(engine.info)
         try:
-            if settings is None:
-                settings = SessionSettings(**saved.settings)
-                if settings.call_id is None and session_id is None:
-                    with suppress(SettingsError):  # an id of another form than a call's may have
-                        settings = settings.replace(call_id=saved.call_id)
+            settings = settings or SessionSettings(**saved.settings)
+            if settings.call_id is None and session_id is None:
+                with suppress(SettingsError):  # an id of another form than a call's may have
+                    settings = settings.replace(call_id=saved.call_id)
             if lexicon is None and saved.lexicon is not None:
                 lexicon = Lexicon(saved.lexicon)
         except SettingsError as error:

@@ -92,7 +92,11 @@ class ChunkRecord:
         return Exchange(text=self.text, codes=np.concatenate(self.codes, axis=1))
 
     def heard_exchange(self, heard_s: float, words: int | None) -> Exchange | None:
-        """What is left when the speech was played up to `heard_s` (and, if given, up to its word number `words`)."""
+        """What is left when the speech was played up to `heard_s` (and, if given, up to its word number `words`).
+
+        Codes to the frame, text to the word: one that is cut counts when half of it was heard, so that text and sound differ by
+        half a word at most. Nothing is left of a chunk whose first word was not said that far: sound without any text.
+        """
         whole = self.exchange()
         if whole is None:
             return None
@@ -105,7 +109,7 @@ class ChunkRecord:
         made_s = self.places.made_s(heard_s - self.start_s)
         frames = min(int(made_s * FRAME_RATE), whole.frames) if heard_s < self.end_s else whole.frames
         if words is None:
-            said = [word for word in self.words if word.start_s < heard_s]
+            said = [word for word in self.words if (word.start_s + word.end_s) / 2 <= heard_s]
         else:
             said = self.words[: max(0, words - self.first_word)]
         text = self.text[: said[-1].spoken_end].rstrip() if said else ""

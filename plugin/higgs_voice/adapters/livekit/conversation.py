@@ -10,9 +10,10 @@ from typing import Any, Literal
 from livekit.agents import utils
 
 from ...conversation.session import VoiceSession
+from ...conversation.snapshot import Snapshot
 from ...conversation.speech import Speech
 from ...conversation.synthesizer import Synthesizer
-from ...errors import EngineClosedError, HiggsVoiceError
+from ...errors import EngineClosedError, HiggsVoiceError, SnapshotError
 from .. import engines
 from .framework import log
 from .options import Options, voice_of
@@ -64,6 +65,7 @@ class Conversation:
         self._opening = asyncio.Lock()
         self._changing: asyncio.Task[None] | None = None
         self._closed = False
+        self._snapshot: bytes | None = None
         self.said: OrderedDict[str, Said] = OrderedDict()
         """Speeches that are not settled, in the order in which they began."""
 
@@ -88,19 +90,49 @@ class Conversation:
                     engine = self._engine = await engines.borrow(options.model)
                     self._borrowed = options.model
                 await engine.start()
-                session = VoiceSession(
-                    engine,
-                    voice=await voice_of(options, engine),
-                    # how far to run ahead is decided here, by what is played
-                    settings=options.settings.replace(run_ahead_s=min(options.settings.run_ahead_s, 0.5)),
-                    lexicon=options.lexicon,
-                    clock=asyncio.get_running_loop().time,
-                )
-                await session.start()
-                self._session = session
+                # how far to run ahead is decided here, by what is played
+                settings = options.settings.replace(run_ahead_s=min(options.settings.run_ahead_s, 0.5))
+                clock = asyncio.get_running_loop().time
+                if self._snapshot is not None:
+                    self._session = await VoiceSession.restore(
+                        engine, self._snapshot, settings=settings, lexicon=options.lexicon, clock=clock
+                    )
+                    self._snapshot = None
+                else:
+                    voice = await voice_of(options, engine)
+                    session = VoiceSession(engine, voice=voice, settings=settings, lexicon=options.lexicon, clock=clock)
+                    await session.start()
+                    self._session = session
         while self._changing is not None:  # settings changed before this speech hold for it
             await asyncio.shield(self._changing)
         return self._session
+
+    def snapshot(self) -> bytes:
+        """The call's voice and what was heard of it, for `restore` in another job; changes nothing here.
+
+        Errors: `SnapshotError` before the first use.
+        """
+        if self._session is None:
+            raise SnapshotError("this conversation has no snapshot: it has not begun, or has ended")
+        now = asyncio.get_running_loop().time()
+        return self._session.snapshot(
+            {
+                said.speech.id: said.playhead_s(now) if said.captured else 0.0
+                for said in self.said.values()
+                if said.handle is not None
+            }
+        )
+
+    def restore(self, snapshot: bytes) -> None:
+        """Go on with a call that was begun in another job: its voice, and what it has said; how it speaks is the options'.
+
+        Before the first use, so before the `AgentSession` starts. Errors: `SnapshotError`; what only the engine can tell
+        (codes of another codec) comes with `ready`.
+        """
+        if self._session is not None or self._closed:
+            raise SnapshotError("a snapshot is taken up before a conversation begins; this one has")
+        Snapshot.parse(snapshot)
+        self._snapshot = snapshot
 
     def speak(self, session: VoiceSession, handle: Any) -> Said:
         """Begin a speech. What the framework has thrown away since the last one leaves the context first."""
