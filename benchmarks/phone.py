@@ -12,8 +12,9 @@ loopback; every packet has its time by the same clock. Measured, over all turns 
   `caller_clear`: from the caller's first packet, so with the detection; `caller_silence`: to the last packet the caller heard
 - max_gap: the longest pause in playing while the same speech goes on
 - context_error: seconds that the voice's session was told to have been heard of the interrupted speech, against those that the
-  line played of it (packets of 20 ms, the one begun counted); `context_codes_error`: the same of the codes kept, whole frames
-  of 40 ms
+  line played of it (packets of 20 ms, the one begun counted); `context_codes_error`: the codes kept of it, whole frames of
+  40 ms, against the sound that the line played of what the engine made for them (silence put between chunks is nobody's codes).
+  A chunk that was cut before its first word was half said is forgotten whole: `unsaid` of them, `unsaid_ms_max` heard at most
 - --words: word error at 8 kHz against that at 24 kHz, by pocketsphinx. The embedded voice babbles, so that the line's words are
   compared with those that the same recogniser finds in the 24 kHz sound; with --speech (recordings with their text beside them,
   NAME.wav and NAME.txt) both are compared with the text, and so is
@@ -49,8 +50,10 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from agents import phone_bot, phone_webhooks
 from higgs_voice import ChunkReport, SessionSettings, Synthesizer, Voice, VoiceSession, Window, create_backend
 from higgs_voice.adapters.telephony import PhoneSound
+from higgs_voice.audio import FRAME_RATE
 from higgs_voice.bench.common import SENTENCES, Place
 from higgs_voice.config import Sampling
+from higgs_voice.conversation.speech import ChunkRecord
 from tests.e2e.phone_line import CLIP, TICK_S, Line, from_ulaw, gaps_s, load, to_ulaw
 
 LONG = " ".join(SENTENCES[:6])
@@ -166,16 +169,21 @@ async def _turns(bot: Any, caller: Caller, lives: list[Any], noticed: list[float
         reports.append(report)
 
     told: dict[str, float] = {}
+    chunks: list[ChunkRecord] = []
     await asyncio.sleep(1.0)
     session = live.tts.session
     settle = session.settle
 
     def settled(speech_id: str, heard_s: float, **more: Any) -> None:
         told[speech_id] = heard_s
+        speech = session._speeches.get(speech_id)
+        chunks[:] = speech.records if speech is not None else []
         settle(speech_id, heard_s, **more)
 
     session.settle = settled
-    out: dict[str, list[float]] = {name: [] for name in ("added", "total", "clear", "all", "silence", "error", "codes")}
+    out: dict[str, list[float]] = {
+        name: [] for name in ("added", "total", "clear", "all", "silence", "error", "codes", "unsaid")
+    }
     gaps: list[float] = []
     silent = 0
     for number in range(count):
@@ -207,15 +215,9 @@ async def _turns(bot: Any, caller: Caller, lives: list[Any], noticed: list[float
             out["silence"].append(max(state["last_played"] - spoke, 0.0))
             heard = detail["played_s"] - played
             out["error"].append(abs(next(iter(told.values())) - heard))
-            # The chunks that were played to their end, and of the one that was cut what the context keeps.
-            whole, ended = 0.0, ""
-            for report in reports:
-                if whole + report.audio_s > heard:
-                    break
-                whole, ended = whole + report.audio_s, report.spoken
-            last = session.exchanges[-1] if session.exchanges else None
-            kept = last.frames / 25 if last is not None and last.text != ended else 0.0
-            out["codes"].append(abs(whole + kept - heard))
+            kept, unsaid = codes_kept(chunks, heard)
+            out["codes"].append(abs(kept))
+            out["unsaid"] += [unsaid] if unsaid else []
         else:
             await caller.until("quiet", began + 0.5, 40.0)
         if reports:
@@ -234,9 +236,28 @@ async def _turns(bot: Any, caller: Caller, lives: list[Any], noticed: list[float
         ("context_codes_error", "codes"),
     ):
         result[f"{name}_ms_p50"], result[f"{name}_ms_p95"] = percentiles(out[key])
+    result["unsaid"] = len(out["unsaid"])
+    result["unsaid_ms_max"] = max(out["unsaid"], default=0.0) * 1e3
     result["max_gap_ms"] = max(gaps, default=0.0) * 1e3
     result["gaps"] = len(gaps)
     return result
+
+
+def codes_kept(chunks: list[ChunkRecord], heard_s: float) -> tuple[float, float]:
+    """Seconds of codes that the context has too many (negative: too few) after `heard_s` of a speech, and seconds heard of a
+    chunk that was cut before its first word: that one is forgotten, and is not counted in the first figure."""
+    error = unsaid = 0.0
+    for chunk in chunks:
+        whole = chunk.exchange()
+        if whole is None or heard_s <= chunk.start_s:
+            continue
+        length = whole.frames / FRAME_RATE
+        played = length if heard_s >= chunk.end_s else min(chunk.places.made_s(heard_s - chunk.start_s), length)
+        if chunk.entry.exchange is None:
+            unsaid += played
+        else:
+            error += chunk.entry.exchange.frames / FRAME_RATE - played
+    return error, unsaid
 
 
 async def ask(caller: Caller) -> dict[str, Any]:
