@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_voice.codec import Decoder, DecodeStream, StreamSettings
-from higgs_voice.codec.layers import DecoderLayers, Span
+from higgs_voice.codec.layers import Conv, DecoderLayers, Snake, Span, Up
 from higgs_voice.errors import SettingsError
 
 HOP = 960
@@ -246,11 +246,50 @@ def test_the_reach_is_ten_frames_and_tight(decoder: Decoder, codec: HiggsAudioV2
 
 @pytest.mark.parametrize("span", [(0, 1), (0, 960), (11_111, 11_112), (4321, 9876), (24_000, 24_960), (24_959, 24_960)])
 def test_layers_give_any_stretch_of_samples(tiny: Decoder, span: tuple[int, int]) -> None:
-    latents = torch.randn(2, 128, 26, generator=torch.Generator().manual_seed(3))
+    latents = torch.randn(2, 26, 128, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         whole = tiny._layers.run(latents, Span(0, 26 * HOP))
         part = tiny._layers.run(latents, Span(*span))
     torch.testing.assert_close(part, whole[:, slice(*span)], atol=TOLERANCE, rtol=0)
+
+
+class _Alpha(torch.nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = torch.rand(1, channels, 1) + 0.5
+
+
+def _at(layer: Conv | Up, x: torch.Tensor, out: Span) -> torch.Tensor:
+    """A layer's output [B, n, C] at some positions of an utterance [B, T, C]."""
+    have = layer.needs(out).within(x.shape[1])
+    return layer.run(x[:, have.begin : have.end], have, out)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "crop"), [(4, 2, 1), (6, 3, 2), (5, 2, 1), (3, 3, 0), (7, 3, 2), (8, 3, 1)]
+)
+def test_a_transposed_convolution_of_any_shape(kernel: int, stride: int, crop: int, bias: bool) -> None:
+    """Also where the kernel is no multiple of the stride."""
+    torch.manual_seed(kernel)
+    module = torch.nn.ConvTranspose1d(6, 4, kernel, stride, padding=crop, bias=bias)
+    snake = Snake(_Alpha(6))
+    up, x = Up(module, snake), torch.randn(2, 9, 6)
+    with torch.inference_mode():
+        whole = module(snake(x).transpose(1, 2)).transpose(1, 2)
+        for begin, end in ((0, whole.shape[1]), (0, 1), (7, 8), (5, 16)):
+            torch.testing.assert_close(_at(up, x, Span(begin, end)), whole[:, begin:end], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (7, 1), (7, 9), (3, 2)])
+def test_a_convolution_of_any_shape(kernel: int, dilation: int) -> None:
+    torch.manual_seed(kernel)
+    module = torch.nn.Conv1d(6, 4, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2, bias=kernel != 3)
+    conv, x = Conv(module), torch.randn(2, 30, 6)
+    with torch.inference_mode():
+        whole = module(x.transpose(1, 2)).transpose(1, 2)
+        for begin, end in ((0, 30), (0, 1), (14, 15), (3, 30)):
+            torch.testing.assert_close(_at(conv, x, Span(begin, end)), whole[:, begin:end], atol=1e-5, rtol=0)
 
 
 def test_a_part_of_the_whole(tiny: Decoder) -> None:

@@ -4,6 +4,9 @@ Decoding a window and throwing its margins away spends most of its time on margi
 waveform back to the frames first, to see which positions each of them has to give; then forward, each giving just those.
 Near the waveform, where a layer sees little beyond its own position, next to nothing is computed twice. The arithmetic is that
 of transformers' `DacDecoder` (with the output padding and without the tanh, as the Higgs codec has it), layer by layer.
+
+Tensors are [B, positions, C]. On a CPU the channels of a position stand side by side, so that a convolution is a few matrix
+products over rows where they are: nothing is unfolded, and no weight is rearranged at a call. On a GPU cuDNN convolves.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Span:
 
 
 class Layer(Protocol):
-    """One step of the decoder on tensors [B, C, positions]."""
+    """One step of the decoder on tensors [B, positions, C]."""
 
     rate: int
     """Positions of the output for one of the input."""
@@ -47,7 +50,7 @@ class Snake:
     """x + sin²(αx) / α, with an α for each channel."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.alpha = cast(torch.Tensor, module.alpha).detach()  # [1, C, 1]
+        self.alpha = cast(torch.Tensor, module.alpha).detach().view(-1)  # [C]
         self.scale = (self.alpha + 1e-9).reciprocal()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,6 +65,8 @@ class Conv:
 
     def __init__(self, module: nn.Conv1d, snake: Snake | None = None) -> None:
         self.weight, self.bias = module.weight.detach(), _bias(module)
+        self.taps = self.weight.permute(2, 1, 0).contiguous() if self.weight.device.type == "cpu" else None
+        """[kernel, C in, C out]; None where cuDNN convolves."""
         self.dilation = module.dilation[0]
         self.left = int(module.padding[0])
         self.right = self.dilation * (module.kernel_size[0] - 1) - self.left
@@ -74,21 +79,27 @@ class Conv:
         need = self.needs(out)
         if self.snake is not None:
             x = self.snake(x)
-        if need != have:  # padding by nothing would copy
-            x = F.pad(x, (have.begin - need.begin, need.end - have.end))
-        return F.conv1d(x, self.weight, self.bias, dilation=self.dilation)
+        x = _padded(x, have.begin - need.begin, need.end - have.end)
+        if self.taps is not None:
+            return _shifted(x, self.taps, self.bias, self.dilation)
+        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, dilation=self.dilation).transpose(1, 2)
 
 
 class Up:
-    """Snake and a transposed convolution, as one matrix product and a sum of what overlaps: quicker on a CPU."""
+    """Snake and a transposed convolution: a short convolution that gives, at each position, a whole stride of outputs."""
 
     def __init__(self, module: nn.ConvTranspose1d, snake: Snake) -> None:
         weight = module.weight.detach()  # [C in, C out, kernel]
-        self.weight = weight.permute(1, 2, 0).reshape(-1, weight.shape[0]).contiguous()  # [C out * kernel, C in]
-        self.bias = _bias(module)
         self.rate = module.stride[0]
         self.kernel = module.kernel_size[0]
         self.crop = int(module.padding[0])
+        self.channels = weight.shape[1]
+        self.reach = -(-self.kernel // self.rate) - 1  # positions back that an output depends on
+        whole = F.pad(weight, (0, (self.reach + 1) * self.rate - self.kernel))
+        taps = whole.unflatten(2, (self.reach + 1, self.rate)).permute(2, 0, 3, 1).flatten(2)
+        self.taps = taps.flip(0).contiguous()
+        """[reach + 1, C in, rate * C out], the position furthest back first."""
+        self.bias = _bias(module).repeat(self.rate)
         self.snake = snake
 
     def needs(self, out: Span) -> Span:
@@ -97,12 +108,11 @@ class Up:
         return Span(first, (out.end - 1 + self.crop) // self.rate + 1)
 
     def run(self, x: torch.Tensor, have: Span, out: Span) -> torch.Tensor:
-        length = (x.shape[-1] - 1) * self.rate + self.kernel
-        parts = torch.matmul(self.weight, self.snake(x))  # [B, C out * kernel, positions]
-        y = F.fold(parts, (1, length), (1, self.kernel), stride=(1, self.rate))[:, :, 0]  # [B, C out, length]
-        first = have.begin * self.rate - self.crop  # position of y's first sample
-        y = y[..., out.begin - first : out.end - first]
-        return y if self.bias is None else y + self.bias[:, None]
+        first, last = (out.begin + self.crop) // self.rate, (out.end - 1 + self.crop) // self.rate
+        x = _padded(self.snake(x), have.begin - (first - self.reach), last + 1 - have.end)
+        y = _shifted(x, self.taps, self.bias).view(x.shape[0], -1, self.channels)
+        begin = out.begin + self.crop - first * self.rate
+        return y[:, begin : begin + out.end - out.begin]
 
 
 class Residual:
@@ -119,11 +129,11 @@ class Residual:
 
     def run(self, x: torch.Tensor, have: Span, out: Span) -> torch.Tensor:
         y = self.point.run(self.wide.run(x, have, out), out, out)
-        return y.add_(x[..., out.begin - have.begin : out.end - have.begin])
+        return y.add_(x[:, out.begin - have.begin : out.end - have.begin])
 
 
 class DecoderLayers:
-    """The layers of an `acoustic_decoder`, in order. Weights are shared with it, not copied."""
+    """The layers of an `acoustic_decoder`, in order. On a GPU most weights are shared with it, on a CPU they are copies."""
 
     def __init__(self, decoder: nn.Module) -> None:
         self.layers: list[Layer] = [Conv(cast(nn.Conv1d, decoder.conv1))]
@@ -147,21 +157,37 @@ class DecoderLayers:
         return samples
 
     def run(self, latents: torch.Tensor, samples: Span) -> torch.Tensor:
-        """`samples` of an utterance of T frames, from its latents [B, C, T]: [B, n].
+        """`samples` of an utterance of T frames, from its latents [B, T, C]: [B, n].
 
         The latents may also be a stretch of a longer utterance, if it holds `needs(samples)` as far as they exist: its ends
         are then out of sight of the samples, or they are the utterance's own.
         """
-        spans, length = [samples], latents.shape[-1] * self.hop
+        spans, length = [samples], latents.shape[1] * self.hop
         for layer in reversed(self.layers):
             length //= layer.rate
             spans.append(layer.needs(spans[-1]).within(length))
         spans.reverse()
-        x = latents[..., spans[0].begin : spans[0].end]
+        x = latents[:, spans[0].begin : spans[0].end]
         for layer, have, out in zip(self.layers, spans, spans[1:], strict=False):
             x = layer.run(x, have, out)
-        return x[:, 0]
+        return x[..., 0]
 
 
-def _bias(module: nn.Conv1d | nn.ConvTranspose1d) -> torch.Tensor | None:
-    return None if module.bias is None else module.bias.detach()
+def _bias(module: nn.Conv1d | nn.ConvTranspose1d) -> torch.Tensor:
+    return module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach()
+
+
+def _padded(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
+    """Zeros before and behind the positions; padding by nothing would copy."""
+    return F.pad(x, (0, 0, left, right)) if left or right else x
+
+
+def _shifted(x: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor, dilation: int = 1) -> torch.Tensor:
+    """y[t] = bias + sum over k of x[t + k * dilation] @ taps[k], for x [B, positions, C in] and taps [kernel, C in, C out]."""
+    length = x.shape[1] - (len(taps) - 1) * dilation
+    y = x.new_empty(x.shape[0], length, taps.shape[2])
+    for rows, out in zip(x, y, strict=True):
+        torch.addmm(bias, rows[:length], taps[0], out=out)
+        for place in range(1, len(taps)):
+            out.addmm_(rows[place * dilation : place * dilation + length], taps[place])
+    return y

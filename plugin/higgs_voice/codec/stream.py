@@ -199,7 +199,7 @@ class Decoder:
         with torch.inference_mode():
             codes = torch.from_numpy(np.stack(windows)).to(self._table.device)  # [B, K, n]
             latents = F.embedding(codes + self._rows, self._table).sum(dim=1) + self._bias  # [B, n, C]
-            return self._layers.run(latents.transpose(1, 2), samples).float().cpu().numpy()
+            return self._layers.run(latents, samples).float().cpu().numpy()
 
 
 def _codebooks(codec: HiggsAudioV2TokenizerModel) -> torch.Tensor:
