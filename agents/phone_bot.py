@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -37,7 +38,15 @@ import uvicorn
 from fastapi import FastAPI, Request, Response, WebSocket
 from loguru import logger
 from pipecat.audio.vad.silero import SileroVADAnalyzer
-from pipecat.frames.frames import Frame, InterruptionFrame, LLMRunFrame, TranscriptionFrame
+from pipecat.frames.frames import (
+    CancelFrame,
+    EndFrame,
+    Frame,
+    InterruptionFrame,
+    LLMRunFrame,
+    TranscriptionFrame,
+    TTSSpeakFrame,
+)
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.dtmf_aggregator import DTMFAggregator
@@ -59,6 +68,8 @@ from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
 from higgs_voice.adapters.telephony import PHONE_RATE, PhoneSettings
 from higgs_voice.errors import HiggsVoiceError, ProtocolError
 
+LEAVE_S = 5
+"""How long the server's end waits for calls to end."""
 LAST_CUT_S = 2.0
 """How long the record of a call that is over waits for what was being said to be cut."""
 GREETING = "Hello, this is the voice of this line. Say something, or press a key."
@@ -102,6 +113,13 @@ class Live:
     talkers: LLMContextAggregatorPair
     context: LLMContext
     began: float
+    noted: bool = False
+
+    async def hang_up(self, words: str = "") -> None:
+        """The bot ends the call: what is being said, and these words, are played to their end first."""
+        if words:
+            await self.worker.queue_frame(TTSSpeakFrame(words))
+        await self.worker.queue_frame(EndFrame())
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +233,25 @@ class PhoneBot:
             # What was being said is cut where the line stopped playing, so that the record is of what was heard: it is whole
             # when the cut has come to the pipeline's end, behind who writes it.
             cut.clear()
-            await worker.queue_frame(InterruptionFrame())
+            if transport.hanging_up:
+                # The bot was saying its last words: a pipeline that ends takes nothing from its worker any more.
+                tts.interrupt(everything=True)
+                await transport.gate().cut()
+                await transport.gate().push_frame(InterruptionFrame())
+            else:
+                await worker.queue_frame(InterruptionFrame())
             with suppress(TimeoutError):
                 await asyncio.wait_for(cut.wait(), LAST_CUT_S)
             await asyncio.sleep(0.05)  # the record's own events follow it
             self._note(live)
+            if transport.hanging_up:
+                await transport.input().push_frame(CancelFrame())
             await worker.cancel()
+
+        @worker.event_handler("on_pipeline_finished")
+        async def on_finished(_: Any, frame: Frame) -> None:  # pyright: ignore[reportUnusedFunction]
+            if isinstance(frame, EndFrame):  # the bot has hung up; the session lives until this has returned
+                self._note(live)
 
         return live
 
@@ -237,6 +268,9 @@ class PhoneBot:
         )
 
     def _note(self, live: Live) -> None:
+        if live.noted:
+            return
+        live.noted = True
         transcript = tuple(
             (str(message["role"]), str(message.get("content", "")))
             for message in live.context.get_messages()
@@ -402,6 +436,28 @@ def _twilio_signed(options: Options, websocket: WebSocket) -> bool:
     return any(phone_webhooks.signed_by_twilio(key, websocket.headers, one, ()) for one in (url, url + "/"))
 
 
+class _Server(uvicorn.Server):
+    """A signal ends it, and is not raised again behind it; the second one does not wait for the calls to end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+async def serve(bot: PhoneBot, host: str, port: int) -> None:
+    """Answer calls until SIGINT or SIGTERM; then end them, and the engine. Errors: those of the engine's start."""
+    try:
+        await bot.engine.start()
+        config = uvicorn.Config(
+            create_app(bot), host=host, port=port, log_level="warning", timeout_graceful_shutdown=LEAVE_S
+        )
+        server = _Server(config)
+        await server.serve()
+        logger.info("stopped")
+    finally:
+        await bot.engine.aclose()
+
+
 CREDENTIALS = {
     "twilio": "TWILIO_AUTH_TOKEN",
     "plivo": "PLIVO_AUTH_TOKEN",
@@ -459,12 +515,17 @@ def main() -> None:
         secret=os.environ.get("HIGGS_PHONE_SECRET") or secrets.token_hex(16),
         unsigned=given.unsigned,
     )
-    bot = PhoneBot(create_backend(given.model), options)
-    where = given.public_url or f"http://{given.host}:{given.port}"
-    for provider in PROVIDERS if given.unsigned else credentials:
-        token = "?token=..." if provider == "exotel" else ""
-        logger.info(f"{provider}: let the number ask {where}/answer/{provider}{token}")
-    uvicorn.run(create_app(bot), host=given.host, port=given.port, log_level="warning")
+    try:
+        bot = PhoneBot(create_backend(given.model), options)
+        where = given.public_url or f"http://{given.host}:{given.port}"
+        for provider in PROVIDERS if given.unsigned else credentials:
+            token = "?token=..." if provider == "exotel" else ""
+            logger.info(f"{provider}: let the number ask {where}/answer/{provider}{token}")
+        asyncio.run(serve(bot, given.host, given.port))
+    except HiggsVoiceError as error:
+        sys.exit(f"phone_bot: {error}")
+    except KeyboardInterrupt:  # while the model was loading
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +27,7 @@ from loguru import logger
 
 from higgs_voice import create_backend
 from higgs_voice.adapters.telephony import PhoneSettings
-from tests.e2e.phone_line import CLIP, Conditions, Line, from_ulaw, gaps_s, load, to_ulaw
+from tests.e2e.phone_line import AUDIBLE, CLIP, TICK_S, Conditions, Line, from_ulaw, gaps_s, load, rms, to_ulaw
 
 ROOT = Path(__file__).resolve().parents[2]
 PROVIDERS = ("twilio", "telnyx", "plivo", "exotel")
@@ -93,11 +96,16 @@ async def until(ready: Callable[[], Any], seconds: float = 10.0) -> None:
 
 @asynccontextmanager
 async def exchange(
-    agents: tuple[ModuleType, ModuleType], phone: PhoneSettings | None = None, **more: Any
+    agents: tuple[ModuleType, ModuleType],
+    phone: PhoneSettings | None = None,
+    *,
+    model: str = "fake",
+    answer: Callable[[Any], str] = said,
+    **more: Any,
 ) -> AsyncIterator[Exchange]:
     phone_bot, webhooks = agents
     options = phone_bot.Options(unsigned=True, stt="none", secret="s", phone=phone or PhoneSettings(), **more)
-    bot = phone_bot.PhoneBot(create_backend("fake"), options, answer=said)
+    bot = phone_bot.PhoneBot(create_backend(model), options, answer=answer)
     server = uvicorn.Server(uvicorn.Config(phone_bot.create_app(bot), port=0, log_level="error", ws_ping_interval=None))
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
@@ -108,6 +116,7 @@ async def exchange(
         await asyncio.gather(*(line.end() for line in place.lines))
         server.should_exit = True
         await serving
+        await bot.engine.aclose()
 
 
 def told_of(session: Any) -> list[float]:
@@ -164,6 +173,72 @@ async def test_a_caller_talks_over_the_voice_at_every_provider(agents: tuple[Mod
 
     async with exchange(agents) as place:
         await asyncio.gather(*(call(place, provider) for provider in PROVIDERS))
+
+
+async def test_a_call_on_the_embedded_voice(agents: tuple[ModuleType, ModuleType]) -> None:
+    """The real model, from a greeting to a barge-in: it sounds, and the context settles on what the line played."""
+    text = "Good morning, this is the voice of the line, and it will speak until somebody talks over it."
+    async with exchange(agents, model="nano", answer=lambda _: text) as place, place.line() as line:
+        await line.hear(1.2)
+        live = place.live(line)
+        heard = [tick for tick in line.heard if tick.waiting]
+        assert np.mean([rms(tick.ulaw) > AUDIBLE for tick in heard]) > 0.3
+        told = told_of(live.tts.session)
+        line.say(load(CLIP))
+        await line.until(lambda: line.of("clear"))
+        played = line.of("clear")[0].detail["played_s"]
+        await until(lambda: told)
+        assert told[0] == pytest.approx(played, abs=0.08)
+        await until(lambda: any(m["role"] == "assistant" for m in live.context.get_messages()))
+        (spoken,) = (m["content"] for m in live.context.get_messages() if m["role"] == "assistant")
+        assert text.startswith(spoken)
+        assert 0 < len(spoken) < len(text)
+        kept = live.tts.session.exchanges
+        assert spoken.endswith(kept[-1].text)
+        # Whole frames; silence put between chunks is nobody's, and a chunk that was just begun is forgotten.
+        assert sum(item.frames for item in kept) / 25 == pytest.approx(played, abs=0.5)
+
+
+async def test_the_bot_says_all_of_its_good_bye_before_it_hangs_up(agents: tuple[ModuleType, ModuleType]) -> None:
+    """At every provider, over a line with a way and jitter: the last sample is played, marks say so, and the line is closed."""
+    bye = "Thank you for your call, and good bye."
+
+    async def call(place: Exchange, provider: str) -> None:
+        line = place.line(provider, Conditions(latency_s=0.05, jitter_s=0.04, seed=5))
+        await line.dial()
+        await line.hear(0.5)
+        live = place.live(line)
+        await live.hang_up(bye)
+        await until(lambda: line.closed, 20)
+        closed = line.of("closed")[0]
+        sent = sum(event.detail["samples"] for event in line.of("media")) / 8000
+        assert live.transport.line.sent_s == pytest.approx(sent, abs=0.001)
+        assert line.played_s == pytest.approx(sent, abs=0.001), provider
+        assert sent >= (len(HELLO) + len(bye) - 2) * 1.5 / 25
+        last = max(tick.at for tick in line.heard if tick.waiting) + TICK_S
+        assert 0 <= closed.at - last < 0.45, provider
+        note = await place.ended(line)
+        assert note.transcript == (("assistant", HELLO), ("assistant", bye))
+        assert note.remembered[-1] in bye
+
+    async with exchange(agents) as place:
+        await asyncio.gather(*(call(place, provider) for provider in PROVIDERS))
+        assert not place.bot.calls
+
+
+async def test_a_caller_hangs_up_while_the_bot_says_good_bye(agents: tuple[ModuleType, ModuleType]) -> None:
+    async with exchange(agents) as place:
+        line = place.line()
+        await line.dial()
+        await line.hear(0.5)
+        await place.live(line).hang_up(LONG)
+        await line.hear(0.5)
+        began = time.monotonic()
+        await line.hang_up()
+        note = await place.ended(line)
+        assert time.monotonic() - began < 3.0
+        assert len(place.bot.ended) == 1
+        assert 0 < len(note.transcript[0][1]) < len(HELLO)
 
 
 async def test_a_hang_up_in_mid_word(agents: tuple[ModuleType, ModuleType]) -> None:
@@ -284,6 +359,78 @@ def test_eight_calls_at_once(agents: tuple[ModuleType, ModuleType]) -> None:
     for result in results:
         assert not [kind for _, kind, _ in result["events"] if kind in ("stray", "unknown", "wrong")]
         assert result["played_s"] > 0.8
+
+
+# The program
+
+
+CTRL_C = """
+import asyncio, sys
+sys.path.insert(0, "agents")
+import phone_bot
+
+serve = phone_bot.serve
+
+async def watched(*given):
+    await serve(*given)
+    await asyncio.sleep(0)
+    left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    print("left:", left, flush=True)
+
+phone_bot.serve = watched
+phone_bot.main()
+"""
+
+
+@pytest.mark.parametrize("calling", [False, True])
+async def test_ctrl_c_ends_the_bot_with_one_line(agents: tuple[ModuleType, ModuleType], calling: bool) -> None:
+    """Nobody on the line, and in mid-word: no traceback, no task left, and the call's record is written."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CTRL_C, "--model", "fake", "--stt", "none", "--unsigned", "--port", str(port)),
+        cwd=ROOT,
+        env={**os.environ, "HIGGS_PHONE_SECRET": "s"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        async with httpx.AsyncClient() as client:
+
+            async def up() -> bool:
+                with suppress(httpx.TransportError):
+                    return (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
+                return False
+
+            async with asyncio.timeout(60):
+                while not await up():
+                    assert process.returncode is None, await process.communicate()
+                    await asyncio.sleep(0.1)
+        line = Line(f"ws://127.0.0.1:{port}/call/twilio/{agents[1].stream_pass('s', 'twilio')}")
+        if calling:
+            await line.dial()
+            await line.hear(0.5)
+        process.send_signal(signal.SIGINT)
+        out, said = await asyncio.wait_for(process.communicate(), 20)
+        if calling:
+            await until(lambda: line.closed)
+            await line.end()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    text = said.decode()
+    assert process.returncode == 0, text
+    assert out.decode() == "left: []\n"
+    assert "Traceback" not in text
+    assert "never awaited" not in text
+    assert "destroyed" not in text
+    after = [line for line in text.splitlines() if "let the number ask" not in line and "Pipecat" not in line]
+    assert after[-1].endswith("stopped")
+    assert [line for line in after if "WARNING" in line or "ERROR" in line] == []
+    assert any("over after" in line for line in after) == calling
+    if not calling:
+        assert len(after) == 1, text
 
 
 # The web side

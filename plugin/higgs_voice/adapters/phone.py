@@ -43,7 +43,9 @@ try:
     from pipecat.serializers.plivo import PlivoFrameSerializer
     from pipecat.serializers.telnyx import TelnyxFrameSerializer
     from pipecat.serializers.twilio import TwilioFrameSerializer
+    from pipecat.transports.base_input import BaseInputTransport
     from pipecat.transports.websocket.fastapi import (
+        FastAPIWebsocketInputTransport,
         FastAPIWebsocketOutputTransport,
         FastAPIWebsocketParams,
         FastAPIWebsocketTransport,
@@ -175,6 +177,8 @@ class _WithMarks(FrameSerializer):
     events: _Events | None = None
     call_id = ""
     stream = ""
+    deaf = False
+    """The bot is hanging up: what the caller says and presses is nobody's any more."""
 
     def mark(self, name: str) -> str:
         """A message that asks to be told when what was sent before it has been played."""
@@ -205,6 +209,8 @@ class _WithMarks(FrameSerializer):
             await self.events.stopped("its caller hung up")
         elif event == "error":
             logger.warning(f"the provider reports an error: {message.get('payload') or message}")
+        elif self.deaf:
+            return None
         elif event == "media":
             if (message.get("media") or {}).get("track", "inbound") not in ("inbound", "inbound_track"):
                 return None  # the agent's own voice
@@ -317,12 +323,15 @@ class PhoneTransport(FastAPIWebsocketTransport):
                 allowed_origins=[],  # providers send none
             ),
         )
+        self._input: _PhoneInput = _PhoneInput(self, self._client, self._params)
         self._output: _PhoneOutput = _PhoneOutput(self, self._client, self._params)
         self._gate = MarkGate(self.line, clock=clock)
         self._gone = False
         self._clear_asked: deque[float] = deque()
         self._watch: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
+        self.moved = asyncio.Event()
+        """Set whenever it is learned anew what the line has played."""
         self.serializer.events = _Events(
             mark=self._on_mark,
             cleared=self._on_cleared,
@@ -330,6 +339,16 @@ class PhoneTransport(FastAPIWebsocketTransport):
             stopped=self._on_stopped,
             restarted=self._on_restarted,
         )
+
+    @property
+    def gone(self) -> bool:
+        """The caller's side has ended."""
+        return self._gone
+
+    @property
+    def hanging_up(self) -> bool:
+        """The bot is ending the call; it may still be saying its last words."""
+        return self.serializer.deaf
 
     def gate(self) -> MarkGate:
         """The processor for right after `output()`, before a `PlayoutTracker`."""
@@ -343,6 +362,7 @@ class PhoneTransport(FastAPIWebsocketTransport):
 
     async def _on_mark(self, name: str) -> None:
         if self.line.returned(name, self.clock()):
+            self.moved.set()
             await self._gate.release()
 
     def _on_cleared(self) -> None:
@@ -370,6 +390,7 @@ class PhoneTransport(FastAPIWebsocketTransport):
 
     async def _on_client_disconnected(self, websocket: Any) -> None:
         self._unwatch()
+        self.moved.set()
         if not self._gone:
             self._gone = True
             await super()._on_client_disconnected(websocket)
@@ -390,6 +411,19 @@ class PhoneTransport(FastAPIWebsocketTransport):
     def clear_sent(self) -> None:
         """The far end was told to drop what waits there."""
         self._clear_asked.append(self.clock())
+
+
+class _PhoneInput(FastAPIWebsocketInputTransport):
+    """Goes on reading while the bot hangs up: the marks that come back say when what it said last has been played."""
+
+    def __init__(self, transport: PhoneTransport, client: Any, params: FastAPIWebsocketParams) -> None:
+        super().__init__(transport, client, params)
+        self._phone = transport
+
+    async def stop(self, frame: EndFrame) -> None:
+        self._phone.serializer.deaf = True
+        await BaseInputTransport.stop(self, frame)
+        await self._client.disconnect()  # its share: the output closes the line, `cleanup` ends the reading
 
 
 class _PhoneOutput(FastAPIWebsocketOutputTransport):
@@ -430,6 +464,7 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         self._due = 0.0
         self._unmarked_s = 0.0
         self._protected_s = 0.0
+        self._phone.moved.set()
         if not self._phone.serializer.cleared_in:
             ask = self._phone.serializer.mark(self._line.ask(now))
         else:
@@ -445,9 +480,22 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         if isinstance(frame, InterruptionFrame):
             return True  # was sent already, or must not be
         if isinstance(frame, EndFrame):
-            # Hanging up cuts off what waits at the far end.
-            await asyncio.sleep(self._line.waiting_s(self._phone.clock()) + self._line.round_trip_s / 2)
+            await self._drain()
         return await super()._write_frame(frame)
+
+    async def _drain(self) -> None:
+        """Hanging up cuts off what waits at the far end: wait for its word that all was played, or else for the clock's."""
+        line, clock = self._line, self._phone.clock
+        if self._unmarked_s:
+            await self.mark()
+        late = LATE_MARK_S if line.marked else 0.0
+        until = max(self._due, clock()) + line.round_trip_s + late
+        while line.confirmed_s < line.sent_s - 1e-6 and self._client.is_connected and not self._phone.gone:
+            self._phone.moved.clear()
+            try:
+                await asyncio.wait_for(self._phone.moved.wait(), max(until - clock(), 0.0))
+            except TimeoutError:
+                return
 
     async def write_audio_frame(self, frame: OutputAudioRawFrame) -> bool:
         if self._cutting or self._client.is_closing or not self._client.is_connected:
