@@ -33,7 +33,7 @@ boson: setup ## set up .venv-boson, where boson_multimodal runs as the engine bo
 	@$(PYTHON) scripts/setup_env.py boson
 
 parity: boson ## boson_multimodal, transformers and ours, token for token
-	@$(BIN)/python -m pytest tests/parity/*.py $(ARGS)
+	@$(BIN)/python -m pytest -o faulthandler_timeout=600 tests/parity/parity_*.py $(ARGS)
 
 check: setup ## ruff, pyright, and the code in the documents
 	@$(BIN)/ruff check

@@ -156,8 +156,17 @@ def test_an_eos_in_any_codebook_starts_the_end() -> None:
     ending = logits.clone()
     ending[:, 2, EOS] = 2.0
     line = sampler.gather(torch.tensor([0]))
-    rows = [sampler.sample(step, line)[0].tolist() for step in (ending, logits, logits, logits, logits)]
-    assert rows == [[5, 5, EOS, 5], [EOS, 5, 5, 5], [EOS, EOS, 5, 5], [EOS] * 3 + [5], [EOS] * 4]
+    rows = [sampler.sample(step, line)[0].tolist() for step in (ending, logits, logits)]
+    assert rows == [[EOS] * 3 + [5], [EOS] * 3 + [5], [EOS] * 4]
+
+
+def test_an_eos_in_the_last_codebook_is_the_end() -> None:
+    sampler = make(1)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_len=None), NO_HISTORY, 0)
+    sampler.ints[0, 0] = K + 1
+    logits = torch.zeros(1, K, V)
+    logits[:, K - 1, EOS] = 1.0
+    assert sampler.sample(logits, sampler.gather(torch.tensor([0])))[0].tolist() == [EOS] * K
 
 
 def with_history(rows: list[list[int]], **settings: Any) -> Sampler:
@@ -190,6 +199,7 @@ def test_repeated_codes_are_drawn_again_from_the_raw_softmax(
     sampler = with_history(rows, ras_win_len=window, ras_win_max_num_repeat=repeats)
     logits = logits_for(1)
     logits[..., 5] = 9.0
+    logits[..., EOS] = -torch.inf  # an end says EOS in the codebooks before it too
     raw = logits[0].softmax(-1)
     found = distribution(sampler, logits, again=True)
     for book, redraw in enumerate(redraws):

@@ -146,6 +146,9 @@ async def generate_delta_stream(
             if streamer.stopped.is_set():
                 return
             settings: dict[str, Any] = {}
+            if not force_audio_gen or stop_strings is not None:
+                strings = _STOP_STRINGS if stop_strings is None else stop_strings
+                settings |= {"stop_strings": strings, "tokenizer": self.tokenizer}
             if force_audio_gen:
                 ends = _AudioEnds(self.tokenizer.convert_tokens_to_ids("<|audio_eos|>"))
                 settings["stopping_criteria"] = generation.StoppingCriteriaList([ends])
@@ -156,8 +159,6 @@ async def generate_delta_stream(
                     **inputs,
                     max_new_tokens=max_new_tokens,
                     use_cache=True,
-                    stop_strings=_STOP_STRINGS if stop_strings is None else stop_strings,
-                    tokenizer=self.tokenizer,
                     do_sample=temperature != 0.0,
                     temperature=temperature,
                     top_k=top_k,

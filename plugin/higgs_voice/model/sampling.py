@@ -1,10 +1,12 @@
 """Drawing the next delayed row: the delay pattern's forced codes, temperature, top-k, top-p, repetition-aware sampling.
 
-The semantics are those of transformers' `HiggsAudioV2GenerationMixin._sample`:
+The semantics are those of transformers' `HiggsAudioV2GenerationMixin._sample`, but for the end, which is the original's:
 
-- Codebook k is BOS until row k has passed. Once any codebook has said EOS, the rows after it force an EOS staircase:
-  codebook 0 on the next row, codebooks 0 and 1 on the one after it, …. The staircase starts one row later than in the
-  rows of a clip, where codebook 1 says EOS one row after codebook 0; a trained model does that by itself.
+- Codebook k is BOS until row k has passed. When a codebook k says EOS first, the codebooks before it say EOS in the same
+  row, and the rows after it force an EOS staircase: codebooks up to k on the next row, up to k + 1 on the one after it, ….
+  (transformers begins the staircase at codebook 0 whichever said EOS, which is the same where it was codebook 0, and up to
+  seven rows longer where it was not.) The staircase starts one row later than in the rows of a clip, where codebook 1 says
+  EOS one row after codebook 0; a trained model does that by itself.
 - Each codebook is drawn by itself: temperature, then top-k, then top-p, or the largest logit where temperature is 0.
 - Repetition-aware sampling: a code that stands `ras_win_max_num_repeat` times or more in the last `ras_win_len` rows of
   its codebook is drawn again from the raw softmax (also under greedy). BOS and EOS do not count. The window is over all
@@ -110,7 +112,7 @@ class Sampler:
         """Column at which the history begins."""
         width = self.history + self.window * num_codebooks
         self.ints = torch.full((count, width), NOTHING, dtype=torch.int64, device=device)
-        """[count, …]: rows produced, rows since the first EOS (0: none yet), position of the next row, the last row, history."""
+        """[count, …]: rows produced, codebooks that must say EOS (0: it has not ended), position of the next row, the last row, history."""
         self.parameters = torch.ones((count, 5), device=device)
         self.uniforms = torch.zeros((count, BLOCK, num_codebooks, 2), device=device)
 
@@ -175,16 +177,17 @@ class Sampler:
 
     def last(self, lines: Lines) -> tuple[Tensor, Tensor]:
         """The rows [B, K] that lines produced last, which are to be fed next, and the positions [B] they stand at."""
-        state = self.ints[lines.index, : self.history]
-        return state[:, LAST:], state[:, POSITION]
+        state = self.ints.index_select(0, lines.index)
+        return state[:, LAST : self.history], state[:, POSITION]
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, lines: Lines) -> Tensor:
         """The next rows [B, K] of lines from ``logits`` [B, K, V] float32."""
-        state = self.ints[lines.index]
+        state = self.ints.index_select(0, lines.index)
         history = state[:, self.history :].view(len(state), self.window, self.num_codebooks)
         produced, age = state[:, PRODUCED, None], state[:, EOS_AGE, None]
-        numbers = self.uniforms[lines.index, (state[:, PRODUCED] - 1) % BLOCK]
+        turn = (state[:, PRODUCED] - 1) % BLOCK
+        numbers = self.uniforms.flatten(0, 1).index_select(0, lines.index * BLOCK + turn)
 
         if lines.temperature is None:
             codes = logits.argmax(dim=-1)
@@ -201,11 +204,13 @@ class Sampler:
             if self.device.type != "cpu" or again.any():
                 codes = torch.where(again, invert(logits.softmax(dim=-1), numbers[..., 1]), codes)
 
-        ending = (codes == self.eos).any(dim=-1, keepdim=True) | (age > 0)
+        said = codes == self.eos
+        first = said.int().argmax(dim=-1, keepdim=True)  # the first codebook that says EOS, where one does
+        begins = said.any(dim=-1, keepdim=True) & (age == 0)
+        codes = codes.masked_fill(begins & (self._books < first), self.eos)
         counters = state[:, :LAST] + 1
-        counters[:, EOS_AGE] = (age + ending)[:, 0]
+        counters[:, EOS_AGE] = torch.where(begins, first + 1, age + (age > 0))[:, 0]
         remembered = codes.masked_fill(codes >= self.bos, NOTHING)
-        self.ints[lines.index] = torch.cat(
-            (counters, codes, state[:, self.history + self.num_codebooks :], remembered), dim=1
-        )
+        moved = torch.cat((counters, codes, state[:, self.history + self.num_codebooks :], remembered), dim=1)
+        self.ints.index_copy_(0, lines.index, moved)
         return codes
