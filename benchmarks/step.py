@@ -120,11 +120,10 @@ def bandwidth(device: torch.device) -> float:
 
 def step_bytes(runner: Runner, batch: int, rows: int) -> int:
     """The least that a step reads."""
-    weights = [runner.forward.norm, runner.forward.head]
+    weights = [runner.forward.head]
     for layer in runner.forward.layers:
         weights += [layer.qkv, layer.out, layer.audio.gate_up, layer.audio.down]
-    read = sum(weight.numel() * weight.element_size() for weight in weights)
-    return read + batch * rows * runner.pool.shape.bytes_per_row
+    return sum(weight.bytes for weight in weights) + batch * rows * runner.pool.shape.bytes_per_row
 
 
 def drawn(runner: Runner, batch: int, steps: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from higgs_voice.errors import CheckpointError
 from higgs_voice.model.forward import Forward
 from higgs_voice.model.kv import ContiguousPool, KvPool, KvShape, PagedPool
+from higgs_voice.model.linear import Linear
 from higgs_voice.model.prompt import Rows
 from tests.model.oracle import next_logits
 
@@ -114,10 +115,49 @@ def test_nano(runner: Any, oracle: Any, codes: Any) -> None:
 def test_the_model_class_shares_the_stacked_weights(tiny: Any) -> None:
     forward = Forward(tiny)
     attention = tiny.model.layers[1].self_attn
-    assert attention.k_proj.weight.untyped_storage().data_ptr() == forward.layers[1].qkv.untyped_storage().data_ptr()
+    assert (
+        attention.k_proj.weight.untyped_storage().data_ptr()
+        == forward.layers[1].qkv.weight.untyped_storage().data_ptr()
+    )
 
 
 def test_a_checkpoint_with_biases_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny.config, "attention_bias", True)
     with pytest.raises(CheckpointError, match="biases"):
         Forward(tiny)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 17])
+def test_packed_weights_lose_nothing(rows: int) -> None:
+    """Where every weight is a float16 number; a row's bits do not depend on how many rows there are."""
+    torch.manual_seed(0)
+    weight = (torch.randn(96, 700) * 0.05).half().float()
+    linear, x, residual = Linear(weight), torch.randn(17, 700), torch.randn(17, 96)
+    assert linear.packed == (torch.backends.quantized.engine in ("x86", "fbgemm"))
+    whole = linear(x)
+    torch.testing.assert_close(whole, (x.double() @ weight.double().t()).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(linear.added(x, residual), whole + residual, atol=1e-5, rtol=0)
+    if linear.packed:
+        assert torch.equal(linear(x[:rows]), whole[:rows])
+
+
+def test_weights_that_float16_does_not_hold_stay_as_they_are() -> None:
+    weight = (torch.randn(8, 16, generator=torch.Generator().manual_seed(0))).half().float()
+    x = torch.randn(3, 16)
+    for spoilt in (1 / 3, 1e-9, 1e6):
+        weight[3, 5] = spoilt
+        linear = Linear(weight)
+        assert not linear.packed
+        assert linear.bytes == weight.numel() * 4
+        assert torch.equal(linear(x), torch.nn.functional.linear(x, weight))
+        torch.testing.assert_close(linear.added(x, linear(x)), 2 * linear(x))
+
+
+def test_nano_is_read_as_float16(runner: Any) -> None:
+    """Its checkpoint holds float16 numbers."""
+    if torch.backends.quantized.engine in ("x86", "fbgemm"):
+        assert runner.forward.head.packed
+        assert all(
+            layer.qkv.packed and layer.audio.down.packed and layer.text.down.packed for layer in runner.forward.layers
+        )
+        assert runner.forward.head.bytes == runner.forward.head.weight.numel() * 2

@@ -11,6 +11,7 @@ import torch
 
 from higgs_voice.config import Sampling
 from higgs_voice.errors import EngineBusyError
+from higgs_voice.model import linear
 from higgs_voice.model.delay import revert_delay
 from higgs_voice.model.kv import KvSlot
 from higgs_voice.model.loading import Loaded, load
@@ -166,8 +167,14 @@ def test_four_together_speak_as_each_alone(runner: Runner, codes: Any) -> None:
         generations[index].slot.release()
 
 
-def test_logits_are_the_same_bits_in_every_company(runner: Runner, codes: Any) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_logits_are_the_same_bits_in_every_company(
+    nano: Loaded, codes: Any, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
     """In float32 on a CPU a row's sums do not depend on how many rows share the matrix product."""
+    if not packed:
+        monkeypatch.setattr(linear, "_pack", lambda weight: None)
+    runner = Runner(nano, max_rows=4096)
     generations = [begin(runner, index, codes) for index in range(4)]
 
     def decode(which: list[int]) -> torch.Tensor:

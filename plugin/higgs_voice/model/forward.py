@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .kv import Attend
+from .linear import Linear
 
 
 @dataclass(slots=True)
@@ -29,20 +30,20 @@ class Ffn:
     """[H] weight of the norm before attention, which the two kinds of rows have apart too."""
     norm_mid: Tensor
     """[H] weight of the norm before the feed-forward network."""
-    gate_up: Tensor
-    """[2 I, H]"""
-    down: Tensor
-    """[I, H], transposed view."""
+    gate_up: Linear
+    """H to 2 I."""
+    down: Linear
+    """I to H."""
 
 
 @dataclass(slots=True)
 class Layer:
     """Weights of one block."""
 
-    qkv: Tensor
-    """[(heads_q + 2 heads_kv) * D, H]"""
-    out: Tensor
-    """[heads_q * D, H], transposed view."""
+    qkv: Linear
+    """H to (heads_q + 2 heads_kv) * D."""
+    out: Linear
+    """heads_q * D to H."""
     text: Ffn
     audio: Ffn
 
@@ -83,7 +84,7 @@ class Forward:
         self._eps = torch.tensor(self.eps)
         self.layers = [self._layer(layer) for layer in base.layers]
         self.norm: Tensor = base.norm.weight.data
-        self.head: Tensor = model.audio_lm_head.weight.data
+        self.head = Linear(model.audio_lm_head.weight.data)
         self.embed_text: Tensor = base.embed_tokens.weight.data
         self.embed_audio: Tensor = base.embed_audio_tokens.embed_audio_tokens.weight.data
         self.offsets = torch.arange(config.num_codebooks, device=self.device) * config.codebook_size
@@ -94,22 +95,24 @@ class Forward:
     @staticmethod
     def _layer(layer: Any) -> Layer:
         def ffn(mlp: Any, norm_in: Any, norm_mid: Any) -> Ffn:
-            gate_up = _stack([mlp.gate_proj, mlp.up_proj])
-            return Ffn(norm_in.weight.data, norm_mid.weight.data, gate_up, mlp.down_proj.weight.data.t())
+            gate_up = Linear(_stack([mlp.gate_proj, mlp.up_proj]))
+            return Ffn(norm_in.weight.data, norm_mid.weight.data, gate_up, Linear(mlp.down_proj.weight.data))
 
         attention = layer.self_attn
         return Layer(
-            qkv=_stack([attention.q_proj, attention.k_proj, attention.v_proj]),
-            out=attention.o_proj.weight.data.t(),
+            qkv=Linear(_stack([attention.q_proj, attention.k_proj, attention.v_proj])),
+            out=Linear(attention.o_proj.weight.data),
             text=ffn(layer.mlp, layer.input_layernorm, layer.post_attention_layernorm),
             audio=ffn(layer.audio_mlp, layer.audio_input_layernorm, layer.audio_post_attention_layernorm),
         )
 
-    @torch.inference_mode()
     def extend_positions(self, positions: int) -> None:
         """Make the rotary tables reach at least this many positions."""
-        if positions <= len(self.cos):
-            return
+        if positions > len(self.cos):
+            self._extend(positions)
+
+    @torch.inference_mode()
+    def _extend(self, positions: int) -> None:
         ids = torch.arange(max(positions, 2 * len(self.cos)), device=self.device)[None]
         cos, sin = self._rotary(torch.empty(0, dtype=self.dtype, device=self.device), ids)
         half = self.head_dim // 2
@@ -141,16 +144,17 @@ class Forward:
         The rotary tables must reach the positions already.
         """
         rows = codes.shape[0]
-        if rows == 1 and self.device.type == "cpu":
-            # One row takes another matrix kernel, which sums in another order than two rows and more do. Doubled, a row's
-            # logits are the same bits whoever shares the batch.
+        if rows == 1 and self.device.type == "cpu" and not self.head.packed:
+            # One row takes another matrix kernel of MKL, which sums in another order than two rows and more do. Doubled, a
+            # row's logits are the same bits whoever shares the batch.
             codes, positions = codes.expand(2, -1), positions.expand(2)
-        x = self._blocks(self._embed_audio(codes), self.cos[positions], self.sin[positions], attend, None)
+        cos, sin = (table.index_select(0, positions) for table in (self.cos, self.sin))
+        x = self._blocks(self._embed_audio(codes), cos, sin, attend, None)
         return self.logits(x)[:rows]
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [R, H] to logits [R, K, V] in float32."""
-        x = F.linear(self._normed(x, self.norm), self.head)
+        x = self.head(self._normed(x, self.norm))
         return x.view(x.shape[0], self.config.num_codebooks, self.config.codebook_size).float()
 
     def _embed_audio(self, codes: Tensor) -> Tensor:
@@ -169,8 +173,8 @@ class Forward:
                 h = F.rms_norm(x, shape, None, self.eps)
                 for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
                     h[which] *= ffn.norm_in
-            qkv = F.linear(h, layer.qkv).view(rows, -1, self.head_dim)
-            x = torch.addmm(x, attend(index, qkv, cos, sin), layer.out)
+            qkv = layer.qkv(h).view(rows, -1, self.head_dim)
+            x = layer.out.added(attend(index, qkv, cos, sin), x)
             if kinds is None:
                 x = self._feed(x, layer.audio)
             else:
@@ -188,6 +192,6 @@ class Forward:
         return x * torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_() * weight
 
     def _feed(self, x: Tensor, ffn: Ffn) -> Tensor:
-        h = F.linear(self._normed(x, ffn.norm_mid), ffn.gate_up)
+        h = ffn.gate_up(self._normed(x, ffn.norm_mid))
         gate, up = h.chunk(2, dim=-1)
-        return torch.addmm(x, F.silu(gate) * up, ffn.down)
+        return ffn.down.added(F.silu(gate) * up, x)

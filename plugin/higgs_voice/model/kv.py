@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -51,13 +52,14 @@ class Attend(Protocol):
 
     def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """``qkv`` [R, heads_q + 2 heads_kv, D] before rotation, ``cos`` and ``sin`` [R, 1, D] (``sin`` with the sign of
-        `rotate`); the result is [R, heads_q * D]."""
+        `rotate`); the result is [R, heads_q * D]. ``qkv`` may be written over."""
         ...
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [R, H, D]. The first half of ``sin`` is negated, so a roll stands for rotate_half."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Rotary embedding of [R, H, D]. The first half of ``sin`` is negated, so a roll stands for rotate_half. ``out`` may be
+    ``x`` itself."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=out)
 
 
 class KvSlot:
@@ -202,18 +204,24 @@ class KvPool(ABC):
         )
 
 
-def attend_causal(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
-    """Causal attention of L new rows over all: q [L, heads_q, D], k and v [heads_kv, past + L, D]; [L, heads_q * D]."""
+def causal_mask(shape: KvShape, count: int, past: int, group: int) -> Tensor | None:
+    """What is added to the scores of `attend_causal`, [group * L, past + L]: the same for all layers. ``group`` queries share a
+    key head. None where there is no past and a group is one query, which attention knows by itself."""
+    if past == 0 and group == 1:
+        return None
+    hidden = torch.full((count, past + count), -torch.inf, dtype=shape.dtype, device=shape.device).triu(past + 1)
+    return hidden.repeat(group, 1) if group > 1 else hidden
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Causal attention of L new rows over all: q [L, heads_q, D], k and v [heads_kv, past + L, D], a `causal_mask`;
+    [L, heads_q * D]."""
     count, heads_q, dim = q.shape
     heads = k.shape[0]
     group = heads_q // heads
     # The queries that share a key head stand one after another along the length, so keys are not repeated.
     grouped = q.view(count, heads, group, dim).permute(1, 2, 0, 3).reshape(1, heads, group * count, dim)
-    if past == 0 and group == 1:
-        out = F.scaled_dot_product_attention(grouped, k[None], v[None], is_causal=True)
-    else:
-        seen = torch.ones(count, past + count, dtype=torch.bool, device=q.device).tril(past).repeat(group, 1)
-        out = F.scaled_dot_product_attention(grouped, k[None], v[None], attn_mask=seen)
+    out = F.scaled_dot_product_attention(grouped, k[None], v[None], attn_mask=mask, is_causal=mask is None)
     return out.view(heads, group, count, dim).permute(2, 0, 1, 3).reshape(count, heads_q * dim)
 
 
@@ -223,7 +231,8 @@ class ContiguousPool(KvPool):
     def __init__(self, shape: KvShape, *, max_rows: int, max_slots: int = 256) -> None:
         super().__init__(shape, max_rows=max_rows, max_slots=max_slots)
         self._data: dict[int, Tensor] = {}
-        self._views: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._layers: dict[int, list[Tensor]] = {}
+        """[2, heads, capacity, D] of each layer."""
         self._taken = 0
 
     @property
@@ -249,7 +258,7 @@ class ContiguousPool(KvPool):
             data[..., : slot.length, :] = self._data[slot.index][..., : slot.length, :]
         self._taken += capacity - held
         self._data[slot.index] = data
-        self._views[slot.index] = [(layer[0], layer[1]) for layer in data]
+        self._layers[slot.index] = list(data)
 
     def cropped(self, slot: KvSlot) -> None:
         """Rows behind the length are not read; they are written over."""
@@ -266,38 +275,40 @@ class ContiguousPool(KvPool):
     def _free(self, slot: KvSlot) -> None:
         self._taken -= self._capacity(slot)
         self._data.pop(slot.index, None)
-        self._views.pop(slot.index, None)
+        self._layers.pop(slot.index, None)
 
     def prefill(self, slot: KvSlot, count: int) -> Attend:
-        views, past = self._views[slot.index], slot.length
+        layers, past, heads = self._layers[slot.index], slot.length, self.shape.heads
         end = past + count
+        mask = cache(partial(causal_mask, self.shape, count, past))
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            keys, values = views[layer]
-            heads = keys.shape[0]
+            keys, values = layers[layer][:, :, :end]
             rotated = rotate(qkv[:, :-heads], cos, sin)
-            keys[:, past:end] = rotated[:, -heads:].transpose(0, 1)
-            values[:, past:end] = qkv[:, -heads:].transpose(0, 1)
-            return attend_causal(rotated[:, :-heads], keys[:, :end], values[:, :end], past)
+            keys[:, past:] = rotated[:, -heads:].transpose(0, 1)
+            values[:, past:] = qkv[:, -heads:].transpose(0, 1)
+            return attend_causal(rotated[:, :-heads], keys, values, mask(qkv.shape[1] // heads - 2))
 
         return attend
 
     def decode(self, slots: Sequence[KvSlot], lines: Tensor, positions: Tensor) -> Attend:
-        rows = [(self._views[slot.index], slot.length) for slot in slots]
+        held = [(self._layers[slot.index], slot.length) for slot in slots]
+        heads, dim = self.shape.heads, self.shape.head_dim
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            heads, dim = self.shape.heads, self.shape.head_dim
-            rotated = rotate(qkv[:, :-heads], cos, sin)
-            heads_q = rotated.shape[1] - heads
-            out = qkv.new_zeros(qkv.shape[0], heads_q * dim)
-            grouped = rotated[:, :heads_q].view(-1, 1, heads, heads_q // heads, dim)
-            for row, (views, past) in enumerate(rows):
-                keys, values = views[layer]
-                keys[:, past] = rotated[row, heads_q:]
-                values[:, past] = qkv[row, -heads:]
-                seen = keys[None, :, : past + 1], values[None, :, : past + 1]
-                out[row] = F.scaled_dot_product_attention(grouped[row], *seen).view(-1)
-            return out
+            heads_q = qkv.shape[1] - 2 * heads
+            turned = qkv[:, :-heads]
+            rotate(turned, cos, sin, out=turned)
+            query = turned[:, :heads_q].view(-1, 1, heads, heads_q // heads, dim)
+            new = qkv[:, heads_q:].view(-1, 2, heads, dim)
+            out: list[Tensor] = []
+            for row, (layers, past) in enumerate(held):
+                seen = layers[layer][:, None, :, : past + 1]
+                seen[:, 0, :, past] = new[row]
+                out.append(F.scaled_dot_product_attention(query[row], seen[0], seen[1]).view(1, -1))
+            if len(held) < len(qkv):
+                out.append(qkv.new_zeros(len(qkv) - len(held), heads_q * dim))
+            return out[0] if len(out) == 1 else torch.cat(out)
 
         return attend
 
@@ -403,13 +414,15 @@ class PagedPool(KvPool):
         pages = torch.tensor(self._pages[slot.index][: -(-end // PAGE)], device=self.shape.device)
         places = torch.arange(past, end, device=self.shape.device)
         of, within = pages[places // PAGE], places % PAGE
+        heads = self.shape.heads
+        mask = cache(partial(causal_mask, self.shape, count, past))
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            heads = self.shape.heads
             rotated = rotate(qkv[:, :-heads], cos, sin)
             self.data[layer, 0][of, :, within] = rotated[:, -heads:]
             self.data[layer, 1][of, :, within] = qkv[:, -heads:]
-            return attend_causal(rotated[:, :-heads], *self._gathered(layer, pages, end), past)
+            seen = self._gathered(layer, pages, end)
+            return attend_causal(rotated[:, :-heads], *seen, mask(qkv.shape[1] // heads - 2))
 
         return attend
 
