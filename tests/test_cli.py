@@ -236,10 +236,16 @@ def test_serve_without_its_extra_says_which(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_doctor_says_what_is_there_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = cli._installed
-    monkeypatch.setattr(cli, "_installed", lambda name: None if name == "aiortc" else installed(name))
+    gone = ("aiortc", "opentelemetry-api")
+    monkeypatch.setattr(cli, "_installed", lambda name: None if name in gone else installed(name))
     rows = {row["part"]: row for row in json.loads(call("doctor", "--model", "fake", "--json").stdout)}
     assert rows["pipecat"]["ok"] is None
     assert 'pip install "higgs-voice[pipecat]"' in rows["pipecat"]["says"]
+    assert rows["otel"]["ok"] is None
+    assert 'pip install "higgs-voice[otel]"' in rows["otel"]["says"]
+    assert rows["rate"]["ok"] is True
+    assert "libsonic" in rows["rate"]["says"]
+    assert rows["phone"]["ok"] is True
     assert rows["engine"]["ok"] is True
     assert rows["player"]["ok"] is None
     assert rows["model"]["ok"] is True

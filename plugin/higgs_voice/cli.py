@@ -1,4 +1,4 @@
-"""`higgs-voice say | serve | bench | voices | doctor`. The environment is read here and nowhere below."""
+"""`higgs-voice say | serve | bench | voices | convert | doctor`. The environment is read here and nowhere below."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -418,7 +418,10 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "engine": ("the model in this process", ("torch", "torchaudio", "transformers", "tokenizers", "safetensors")),
     "pipecat": ("Pipecat agents", ("pipecat-ai", "aiortc", "onnxruntime")),
     "livekit": ("LiveKit agents", ("livekit-agents",)),
+    "phone": ("telephone calls", ("pipecat-ai", "onnxruntime", "fastapi", "uvicorn", "cryptography")),
     "server": ("higgs-voice serve", ("fastapi", "uvicorn", "prometheus-client")),
+    "rate": ("a speech rate other than 1", ("libsonic",)),
+    "otel": ("traces", ("opentelemetry-api",)),
 }
 
 
@@ -482,6 +485,27 @@ def _doctor(model: str, device: str, dtype: str) -> list[tuple[str, bool | None,
     return rows
 
 
+@app.command(name="convert")
+@command
+def convert_checkpoint(
+    source: Annotated[Path, typer.Argument(help="A folder with the language model's checkpoint, in either layout.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    debug: Debug = False,
+) -> None:
+    """Put a checkpoint into its other layout: transformers' or the original one, which boson_multimodal reads.
+
+    Nothing is computed and nothing is lost; converting the result gives the first files again.
+    """
+    try:
+        from .model.convert import convert
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f'conversion needs {error.name}, which is not installed; run: pip install "higgs-voice[engine]"'
+        ) from error
+    layout = convert(source, target, on_file=lambda file: _stderr().print(f"writing {target / file}", markup=False))
+    _stderr().print(f"{target} holds the checkpoint in the {layout} layout", markup=False)
+
+
 def _installed(name: str) -> str | None:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -542,6 +566,12 @@ Random = Annotated[
     str | None,
     typer.Option("--random", help="3b: the published model's shapes with random weights, instead of --model."),
 ]
+Baseline = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="boson or transformers: the documented algorithm on that engine, beside ours, with the same weights. May be repeated."
+    ),
+]
 BenchVoice = Annotated[str | None, typer.Option("--voice", help="A voice's name, instead of the measurement's own.")]
 BenchJson = Annotated[bool, typer.Option("--json", help="Print nothing but the last line.")]
 
@@ -590,6 +620,34 @@ class _Bench:
             self.console.print(line, markup=False, soft_wrap=True)
 
 
+def _baselines(names: list[str] | None, random: str | None) -> list[str]:
+    """Errors: `SettingsError`."""
+    if not names:
+        return []
+    from .bench.baseline import NAMES
+
+    if random:
+        raise SettingsError("a baseline reads a checkpoint of its own; --baseline does not go with --random")
+    for name in names:
+        if name not in NAMES:
+            raise SettingsError(f"there is no baseline {name!r}; there are: {', '.join(NAMES)}")
+    return names
+
+
+async def _on_baseline(
+    name: str, model: str, device: str, dtype: str, measure: Callable[[Any], Coroutine[Any, Any, _T]]
+) -> _T:
+    """A measurement on a baseline's engine, which is there for it alone."""
+    from .bench.baseline import baseline
+
+    engine = baseline(name, model, device=device, dtype=dtype)
+    try:
+        await engine.start()
+        return await measure(engine)
+    finally:
+        await engine.aclose()
+
+
 @bench_app.command("context")
 @command
 def bench_context(
@@ -603,6 +661,7 @@ def bench_context(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
@@ -612,6 +671,7 @@ def bench_context(
     if window not in (*context.WINDOWS, "every"):
         raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
     names = list(context.WINDOWS) if window == "every" else [window]
+    others = _baselines(baseline, random)
     bench = _Bench("context", model, random, device, dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
@@ -619,6 +679,7 @@ def bench_context(
             f"{turns} turns of {context.CHUNKS} chunks of {frames} frames, {pause:g} s between turns; ms to first PCM"
         )
         results: list[context.Result] = []
+        baselines: dict[str, dict[str, Any]] = {}
         for name in names:
             with bench.console.status(name) as status:
 
@@ -628,6 +689,21 @@ def bench_context(
                 settings = context.Settings(turns=turns, frames=frames, pause_s=pause)
                 result = await context.measure(engine, name, settings, voice=bench.voice, on_turn=on_turn)
             results.append(result)
+            for other in others:
+                beside = await _on_baseline(
+                    other,
+                    model,
+                    device,
+                    dtype,
+                    lambda engine, name=name, settings=settings: context.measure(
+                        engine, name, replace(settings, again=0), voice=bench.voice
+                    ),
+                )
+                baselines.setdefault(other, {})[name] = beside.as_json()
+                bench.say(
+                    f"{name:8} {beside.spread()}  last/first {beside.ratio_last_first:.2f}  on {other}, everything prefilled for "
+                    f"every chunk; ours over it {result.spread().p50 / beside.spread().p50:.2f}  rtf {beside.rtf:.2f}"
+                )
             found = result.as_json()
             bench.say(
                 f"{name:8} {result.spread()}  last/first {result.ratio_last_first:.2f}  "
@@ -649,7 +725,9 @@ def bench_context(
             )
         }
         windows = {result.window: result.as_json() for result in results}
-        return {"window": results[0].window, **top, "turns": turns, "frames": frames, "windows": windows}
+        return {"window": results[0].window, **top, "turns": turns, "frames": frames, "windows": windows} | (
+            {"baselines": baselines} if baselines else {}
+        )
 
     bench.run(measure)
 
@@ -693,12 +771,14 @@ def bench_bargein(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
     """From an interruption to the last step and the last PCM, and to the next turn's first sound."""
     from .bench import bargein
 
+    others = _baselines(baseline, random)
     bench = _Bench("bargein", model, random, device, dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
@@ -706,7 +786,19 @@ def bench_bargein(
         for name, spread in result.spreads().items():
             bench.say(f"{name:24} {spread} ms")
         bench.say(f"steps after it {max(result.steps, default=0)} at most; PCM after it {result.pcm_after} pieces")
-        return {"turns": turns, **result.as_json()}
+        baselines: dict[str, Any] = {}
+        for other in others:
+            beside = await _on_baseline(
+                other, model, device, dtype, lambda engine: bargein.measure(engine, turns=turns, voice=bench.voice)
+            )
+            found = beside.as_json()
+            if other == "boson":  # its steps are taken in another process, which does not tell of them
+                found = {key: value for key, value in found.items() if not key.startswith(("idle", "steps"))}
+            baselines[other] = found
+            for name, spread in beside.spreads().items():
+                if other != "boson" or name.startswith("next"):
+                    bench.say(f"{name:24} {spread} ms on {other}")
+        return {"turns": turns, **result.as_json()} | ({"baselines": baselines} if baselines else {})
 
     bench.run(measure)
 

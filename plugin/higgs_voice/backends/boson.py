@@ -22,44 +22,15 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from .. import errors
-from ..audio import FRAME_RATE, to_int16
 from ..config import boson_python, cache_folder
-from ..conversation.synthesizer import (
-    AudioEvent,
-    Codes,
-    ContextSpec,
-    EngineInfo,
-    FinishedEvent,
-    FinishReason,
-    SpeakRequest,
-    SpeechEvent,
-)
-from ..errors import (
-    CheckpointError,
-    DependencyError,
-    EngineClosedError,
-    EngineDiedError,
-    HiggsVoiceError,
-    NoAudioError,
-    RunawayError,
-    SynthesisError,
-)
-from .guards import Guards, SilenceWatch
+from ..errors import CheckpointError, DependencyError, EngineDiedError
+from .guards import Guards
 from .remote import RemoteSynthesizer
-
-if TYPE_CHECKING:
-    from ..codec import Decoder, DecodeStream, Encoder
+from .sounding import Sounding
 
 log = logging.getLogger("higgs_voice.boson")
 
@@ -67,7 +38,7 @@ _IMPORT_FROM = Path(__file__).resolve().parents[2]
 _START_S = 600.0
 
 
-class BosonSynthesizer:
+class BosonSynthesizer(Sounding):
     """See `Synthesizer`. One copy of the weights in one child process; its requests are spoken one after another.
 
     Args:
@@ -92,190 +63,16 @@ class BosonSynthesizer:
         kv_cache_lengths: Sequence[int] = (1024, 4096, 8192),
         start_timeout_s: float = _START_S,
     ) -> None:
-        self._model = model.removeprefix("boson:")
-        self._codec_name = codec
+        super().__init__(model.removeprefix("boson:"), codec, guards)
         self._options = {"device": device, "dtype": dtype, "kv_cache_lengths": list(kv_cache_lengths)}
         self._python = python
-        self._guards = guards or Guards()
         self._start_timeout_s = start_timeout_s
-        self._starting = asyncio.Lock()
-        self._closed = False
         self._child: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._last_words: deque[str] = deque(maxlen=20)
-        self._died: EngineDiedError | None = None
-        self._line: RemoteSynthesizer | None = None
-        self._info: EngineInfo | None = None
-        self._decoder: Decoder | None = None
-        self._encoder: Encoder | None = None
-        self._sounding = ThreadPoolExecutor(1, thread_name_prefix="higgs-voice codec")
+        self._remote: RemoteSynthesizer | None = None
 
-    # Life
-
-    @property
-    def info(self) -> EngineInfo:
-        if self._info is None:
-            raise EngineClosedError("the engine has not been started; await start() first")
-        return self._info
-
-    async def start(self) -> None:
-        async with self._starting:
-            if self._closed:
-                raise EngineClosedError("this engine is closed; create another one")
-            if self._line is not None:
-                return
-            try:
-                await asyncio.gather(self._start_child(), self._run(self._load_codec))
-                assert self._line is not None
-                assert self._decoder is not None
-                theirs = self._line.info
-                if (theirs.num_codebooks, theirs.codebook_size) != (
-                    self._decoder.num_codebooks,
-                    self._decoder.codebook_size,
-                ):
-                    raise CheckpointError(
-                        f"the model {self._model} and its codec do not fit: the model speaks {theirs.num_codebooks} codebooks of "
-                        f"{theirs.codebook_size} codes, the codec has {self._decoder.num_codebooks} of "
-                        f"{self._decoder.codebook_size}"
-                    )
-                self._info = replace(theirs, codec_fingerprint=self._decoder.fingerprint)
-            except BaseException:
-                await self._end_child()
-                raise
-
-    async def aclose(self) -> None:
-        self._closed = True
-        await self._end_child()
-        self._sounding.shutdown(wait=False, cancel_futures=True)
-
-    # Synthesizer
-
-    async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
-        seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(31)
-        for attempt in range(self._guards.retries + 1):
-            sampling = request.sampling.replace(seed=(seed + attempt) % 2**31)
-            again = False
-            async with aclosing(self._attempt(replace(request, sampling=sampling))) as events:
-                async for event in events:
-                    if isinstance(event, FinishedEvent):
-                        collapsed = event.reason is FinishReason.EOS and event.frames < self._guards.min_frames
-                        again = collapsed and attempt < self._guards.retries
-                        if collapsed and not again:
-                            tries = self._guards.retries + 1
-                            error = NoAudioError(f"the model gave no sound for this text with {tries} seeds")
-                            event = replace(event, reason=FinishReason.COLLAPSE, frames=0, error=error)
-                    if not again:
-                        yield event
-            if not again:
-                return
-
-    async def _attempt(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
-        """One generation, with sound; nothing is given of one that collapses."""
-        line, decoder = self._serving()
-        stream = decoder.open() if request.pcm else None
-        watch = SilenceWatch(self._guards)
-        most = self._guards.max_frames(request.text)
-        held: list[Codes] = []
-        frames = start = 0
-        asked = replace(request, pcm=False)
-        try:
-            async with aclosing(line.speak(asked)) as events:
-                async for event in events:
-                    ending: tuple[FinishReason, SynthesisError | None] | None = None
-                    if isinstance(event, AudioEvent):
-                        fresh = event.codes[:, : most - frames]
-                        frames += fresh.shape[1]
-                        held.append(fresh)
-                        if stream is not None:
-                            stream.push(fresh)
-                        if frames >= most:
-                            seconds = most / FRAME_RATE
-                            said = f"stopped after {seconds:.1f} s of audio: the text cannot need more"
-                            ending = FinishReason.RUNAWAY, RunawayError(said)
-                    else:
-                        ending = event.reason, event.error
-                    collapsed = frames < self._guards.min_frames
-                    if stream is not None and ending is not None and ending[0] is not FinishReason.STOPPED:
-                        stream.finish()
-                    if ending is None or (ending[0] is not FinishReason.STOPPED and not collapsed):
-                        async for sound in self._sounds(stream, watch):
-                            if isinstance(sound, SynthesisError):
-                                ending = ending or (FinishReason.SILENCE, sound)
-                                continue
-                            yield AudioEvent(to_int16(sound).tobytes(), start, _joined(held, decoder.num_codebooks))
-                            start += sound.size
-                        if held and (stream is None or ending is not None) and not collapsed:
-                            yield AudioEvent(b"", start, _joined(held, decoder.num_codebooks))
-                    if ending is not None:
-                        timings = event.timings if isinstance(event, FinishedEvent) else {}
-                        yield FinishedEvent(ending[0], frames, ending[1], timings)
-                        return
-        except HiggsVoiceError as error:
-            raise self._died or error from error
-
-    async def _sounds(
-        self, stream: DecodeStream | None, watch: SilenceWatch
-    ) -> AsyncGenerator[NDArray[np.float32] | SynthesisError]:
-        """What can be decoded now, float32 [n] a piece; an error when there was too much silence in it."""
-        while stream is not None and stream.ready:
-            samples = await self._run(stream.pull)
-            yield samples
-            if (error := watch.hear(samples)) is not None:
-                yield error
-
-    def stop(self, speech_id: str) -> None:
-        if self._line is not None:
-            self._line.stop(speech_id)
-
-    def prepare(self, session_id: str, context: ContextSpec) -> None:
-        """Nothing can be prepared: the package prefills everything for every chunk."""
-
-    def close_session(self, session_id: str) -> None:
-        if self._line is not None:
-            self._line.close_session(session_id)
-
-    async def encode(self, pcm: NDArray[np.float32]) -> Codes:
-        self._serving()
-        assert self._encoder is not None
-        return await self._run(self._encoder.encode, pcm)
-
-    async def decode(self, codes: Codes) -> NDArray[np.float32]:
-        _, decoder = self._serving()
-        return await self._run(decoder.decode, codes)
-
-    def count_rows(self, context: ContextSpec, text: str = "") -> int:
-        line, _ = self._serving()
-        return line.count_rows(context, text)
-
-    # Inside
-
-    def _serving(self) -> tuple[RemoteSynthesizer, Decoder]:
-        if self._died is not None:
-            raise self._died
-        if self._line is None or self._decoder is None:
-            raise EngineClosedError(
-                "this engine is closed" if self._closed else "the engine is not running; await start() first"
-            )
-        return self._line, self._decoder
-
-    async def _run(self, work: Any, *args: Any) -> Any:
-        """On the codec's thread."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._sounding, work, *args)
-        except RuntimeError as error:
-            if self._closed:
-                raise EngineClosedError("this engine is closed") from error
-            raise
-
-    def _load_codec(self) -> None:
-        from ..codec import Decoder, Encoder
-        from ..model.loading import load_codec, resolve
-
-        source = resolve(self._model, self._codec_name)
-        codec = load_codec(source.codec)
-        self._decoder, self._encoder = Decoder(codec), Encoder(codec)
-
-    async def _start_child(self) -> None:
+    async def _connect(self) -> RemoteSynthesizer:
         python = find_python(self._python)
         model = await asyncio.to_thread(original_layout, self._model)
         token = secrets.token_hex(16)
@@ -287,6 +84,7 @@ class BosonSynthesizer:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            limit=2**22,  # of one line
             cwd=_IMPORT_FROM,  # where the child finds this package, should its environment not have it
         )
         assert child.stdin is not None
@@ -302,14 +100,15 @@ class BosonSynthesizer:
             ) from None
         if not said:
             await self._watcher
-            raise self._died or EngineDiedError("the process with boson_multimodal ended before it was ready")
+            raise self._failure or EngineDiedError("the process with boson_multimodal ended before it was ready")
         answer = json.loads(said)
         if "error" in answer:
             kind = getattr(errors, answer["kind"], None)
             raise (kind if isinstance(kind, type) else EngineDiedError)(answer["error"])
         line = RemoteSynthesizer(f"ws://127.0.0.1:{answer['port']}", token=token, grace_s=2.0)
+        self._remote = line
         await line.start()
-        self._line = line
+        return line
 
     async def _watch(self, child: asyncio.subprocess.Process) -> None:
         """Keep the child's last words, and tell everybody when it is gone."""
@@ -319,14 +118,14 @@ class BosonSynthesizer:
             self._last_words.append(text)
             log.debug("boson_multimodal: %s", text)
         code = await child.wait()
-        if not self._closed and self._died is None:
+        if not self._closed and self._failure is None:
             words = next((item for item in reversed(self._last_words) if item.strip()), "it said nothing")
-            self._died = EngineDiedError(f"the process with boson_multimodal ended with exit code {code}: {words}")
-            if self._line is not None:
-                await self._line.aclose()
+            self._failure = EngineDiedError(f"the process with boson_multimodal ended with exit code {code}: {words}")
+            if self._remote is not None:
+                await self._remote.aclose()
 
-    async def _end_child(self) -> None:
-        line, self._line = self._line, None
+    async def _disconnect(self) -> None:
+        line, self._remote = self._remote, None
         if line is not None:
             await line.aclose()
         child, self._child = self._child, None
@@ -401,13 +200,6 @@ def _nano() -> Path:
             with contextlib.suppress(OSError):  # another process was first
                 (Path(made) / "model").rename(folder)
     return folder
-
-
-def _joined(held: list[Codes], codebooks: int) -> Codes:
-    """What is held, [K, n], and nothing held any more."""
-    codes = np.concatenate(held, axis=1) if held else np.zeros((codebooks, 0), dtype=np.int16)
-    held.clear()
-    return codes
 
 
 if importlib.util.find_spec("boson_multimodal") is not None:
