@@ -423,6 +423,23 @@ async def test_what_is_no_message_is_nothing(text: str) -> None:
     assert await transport_of("twilio").serializer.deserialize(text) is None
 
 
+async def test_packets_that_wait_for_the_pipeline_go_together_and_none_is_lost() -> None:
+    """A machine that falls behind catches up: 100 ms a frame at most, and where nothing waits each packet goes by itself."""
+    line = transport_of("twilio").input()
+    queue: asyncio.Queue[InputAudioRawFrame] = asyncio.Queue()
+    line._audio_in_queue = queue  # the framework makes it when the pipeline has started
+    line._paused = False
+    packets = [bytes([number]) * 320 for number in range(12)]
+    for packet in packets[:2]:
+        await line.push_audio_frame(InputAudioRawFrame(packet, 8000, 1))
+        assert (await queue.get()).audio == packet
+    for packet in packets[2:]:
+        await line.push_audio_frame(InputAudioRawFrame(packet, 8000, 1))
+    frames = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert [frame.num_frames for frame in frames] == [800, 800]
+    assert b"".join(frame.audio for frame in frames) == b"".join(packets[2:])
+
+
 # The voice on its way to the line
 
 

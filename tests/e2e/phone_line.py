@@ -9,7 +9,7 @@ Streams), Telnyx (Media Streaming over WebSocket), Plivo (Audio Streaming) and E
 - a mark (Plivo: checkpoint) comes back when all that was sent before it has been played, at once if nothing waits
 - clear empties the buffer and returns the marks that waited (Plivo: answers clearedAudio, and drops the checkpoints)
 
-    python tests/e2e/phone_line.py ws://127.0.0.1:8080/call/... --calls 8 --steps hear:2 say quiet:0.5 hear:1 hangup
+    python tests/e2e/phone_line.py ws://127.0.0.1:8080/call/... --calls 8 --steps hear:2 say cleared hear:1 hangup
 
 plays a script in as many calls at once, in a process of its own, and prints what happened as JSON, times by CLOCK_MONOTONIC.
 """
@@ -452,6 +452,7 @@ CLIP = Path(__file__).parent / "phone_caller.wav"
 
 async def play(line: Line, steps: list[str], clip: NDArray[np.int16]) -> dict[str, Any]:
     failed = ""
+    said = 0
     try:
         async with line:
             for step in steps:
@@ -463,6 +464,9 @@ async def play(line: Line, steps: list[str], clip: NDArray[np.int16]) -> dict[st
                     await line.quiet(float(value))
                 elif verb == "say":
                     line.say(clip)
+                    said = len(line.of("clear"))
+                elif verb == "cleared":  # since the caller began to speak
+                    await line.until(lambda before=said: len(line.of("clear")) > before, float(value or 30))
                 elif verb == "wait":
                     await asyncio.sleep(float(value))
                 elif verb == "press":

@@ -328,11 +328,15 @@ async def test_jitter_is_ridden_out_by_the_prebuffer_and_not_without_it(agents: 
 
 
 def test_eight_calls_at_once(agents: tuple[ModuleType, ModuleType]) -> None:
-    """The line in a process of its own, eight callers who all talk over the voice."""
+    """The line in a process of its own, eight callers who all talk over the voice: each is heard, and answered.
+
+    A machine that others use lets them wait, so how long is told and not held here (benchmarks/phone.py measures it). That they are
+    heard at all does not depend on it: no packet is lost on the way to the voice detector.
+    """
 
     async def run() -> tuple[list[dict[str, Any]], list[Any], Any]:
         async with exchange(agents, most_calls=8) as place:
-            steps = ["hear:0.5", "say", "hear:0.8", "quiet:0.2", "wait:0.6", "hangup"]
+            steps = ["hear:0.5", "say", "cleared", "hear:0.3", "hangup"]
             command = [sys.executable, "tests/e2e/phone_line.py", place.url(), "--calls", "8", "--steps", *steps]
             process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
             most = 0
@@ -353,9 +357,15 @@ def test_eight_calls_at_once(agents: tuple[ModuleType, ModuleType]) -> None:
     assert [result["failed"] for result in results] == [""] * 8
     assert len(ended) == 8
     assert 'reason="busy"' in full.text
-    # Real time, eight voice detectors: a machine that is held up may miss a one-second interjection here and there.
-    noticed = [any(kind == "clear" for _, kind, _ in result["events"]) for result in results]
-    assert sum(noticed) >= 6, f"callers noticed: {noticed}"
+    waited: list[float] = []
+    for result in results:
+        spoke = next(at for at, kind, _ in result["events"] if kind == "speaking")
+        left = next(at for at, kind, _ in result["events"] if kind == "hangup")
+        # Hanging up clears too: what counts is before it.
+        (cleared,) = (at for at, kind, _ in result["events"] if kind == "clear" and at < left)
+        waited.append(cleared - spoke)
+    print("from the caller's first packet to the clear:", ", ".join(f"{seconds:.2f}" for seconds in waited), "s")
+    assert min(waited) > 0.15
     for result in results:
         assert not [kind for _, kind, _ in result["events"] if kind in ("stray", "unknown", "wrong")]
         assert result["played_s"] > 0.8

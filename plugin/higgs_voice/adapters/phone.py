@@ -30,6 +30,7 @@ try:
         CancelFrame,
         EndFrame,
         Frame,
+        InputAudioRawFrame,
         InterruptionFrame,
         OutputAudioRawFrame,
         SystemFrame,
@@ -413,12 +414,27 @@ class PhoneTransport(FastAPIWebsocketTransport):
         self._clear_asked.append(self.clock())
 
 
+_TOGETHER = int(0.1 * PHONE_RATE) * 2
+"""Bytes of the caller's sound that go through the pipeline as one frame at most: half of what a voice detector decides on."""
+
+
 class _PhoneInput(FastAPIWebsocketInputTransport):
-    """Goes on reading while the bot hangs up: the marks that come back say when what it said last has been played."""
+    """Takes packets that wait for the pipeline together, so that a machine that falls behind catches up; and goes on reading while
+    the bot hangs up: the marks that come back say when what it said last has been played."""
 
     def __init__(self, transport: PhoneTransport, client: Any, params: FastAPIWebsocketParams) -> None:
         super().__init__(transport, client, params)
         self._phone = transport
+        self._last: InputAudioRawFrame | None = None
+
+    async def push_audio_frame(self, frame: InputAudioRawFrame) -> None:
+        last = self._last
+        if last is not None and self._audio_in_queue.qsize() and len(last.audio) + len(frame.audio) <= _TOGETHER:
+            last.audio += frame.audio
+            last.num_frames += frame.num_frames
+            return
+        self._last = frame
+        await super().push_audio_frame(frame)
 
     async def stop(self, frame: EndFrame) -> None:
         self._phone.serializer.deaf = True
