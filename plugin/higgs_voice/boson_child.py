@@ -209,27 +209,36 @@ def messages(request: SpeakRequest) -> list[Any]:
     """A request as the package's conversation."""
     voice = request.context.voice
     out: list[Any] = []
-    if (system := _system(voice)) is not None:
-        out.append(_message("system", system))
-    for exchange in (*voice.references, *request.context.exchanges):
-        out += [_message("user", _outside(exchange.text)), _message("assistant", _audio(exchange))]
-    return [*out, _message("user", _outside(request.text))]
+    if voice.system is not None:
+        out.append(_message("system", _system(voice, voice.system)))
+    references = () if voice.references_in_scene and voice.system is not None else voice.references
+    for exchange in (*references, *request.context.exchanges):
+        out += [_message("user", [_outside(exchange.text)]), _message("assistant", [_audio(exchange)])]
+    return [*out, _message("user", [_outside(request.text)])]
 
 
-def _system(voice: VoicePrompt) -> str | None:
-    if voice.system is None:
-        return None
-    lines = [line for line in (clean(speaker).strip() for speaker in voice.speakers) if line]
+def _system(voice: VoicePrompt, system: str) -> list[Any]:
+    """The system message's contents: text, and the sound of clips that stand in the scene."""
     scene = clean(voice.scene).strip() if voice.scene else ""
-    block = "\n\n".join(part for part in (scene, "\n".join(lines)) if part)
-    pieces = [Piece(clean(voice.system).strip(), trusted=False)]
-    if block:
-        pieces += [
-            Piece("\n\n" + SCENE_START, trusted=True),
-            Piece(block, trusted=False),
-            Piece(SCENE_END, trusted=True),
-        ]
-    return _Pieces.of(*pieces)
+    lines = [line for line in (clean(speaker).strip() for speaker in voice.speakers) if line]
+    clips = voice.references if voice.references_in_scene else ()
+    pieces = [Piece(clean(system).strip(), trusted=False)]
+    out: list[Any] = []
+    if scene or lines or clips:
+        pieces.append(Piece("\n\n" + SCENE_START, trusted=True))
+    if scene:
+        pieces.append(Piece(scene, trusted=False))
+    between = "\n\n" if scene else ""
+    for number, clip in enumerate(clips):
+        pieces.append(Piece(f"{between}SPEAKER{number}: ", trusted=True))
+        out += [_Pieces.of(*pieces), _audio(clip)]
+        pieces, between = [], "\n"
+    for line in lines:
+        pieces += [Piece(between, trusted=True), Piece(line, trusted=False)]
+        between = "\n"
+    if scene or lines or clips:
+        pieces.append(Piece(SCENE_END, trusted=True))
+    return [*out, _Pieces.of(*pieces)]
 
 
 def _outside(text: str) -> str:

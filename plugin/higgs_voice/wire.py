@@ -51,6 +51,7 @@ class ContextRef(Message):
     scene: str | None
     speakers: tuple[str, ...] = ()
     references: tuple[Digest, ...] = ()
+    references_in_scene: bool = False
     exchanges: tuple[Digest, ...] = ()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,13 @@ class Conformance:
             samples += len(event.pcm) // 2
             frames += event.codes.shape[1]
             assert samples <= frames * HOP
+
+    async def test_codes_alone_come_without_sound(self, engine: Synthesizer) -> None:
+        heard = await collect(engine, request())
+        silent = await collect(engine, replace(request(session="t"), pcm=False))
+        assert not sound(silent)
+        assert np.array_equal(codes(silent), codes(heard))
+        assert finish(silent).frames == finish(heard).frames
 
     async def test_a_seed_repeats(self, engine: Synthesizer) -> None:
         first = await collect(engine, request(seed=3))

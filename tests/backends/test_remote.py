@@ -108,10 +108,11 @@ async def test_exchanges_travel_once() -> None:
     assert got.voice.scene == "Here."
 
 
-async def test_generation_runs_ahead_by_the_window_only() -> None:
+@pytest.mark.parametrize("pcm", [True, False], ids=["sound", "codes alone"])
+async def test_generation_runs_ahead_by_the_window_only(pcm: bool) -> None:
     engine = FakeSynthesizer(frames_per_char=10)
     async with serving(engine) as server, client(server.url, window_s=2.0) as remote:
-        async with aclosing(remote.speak(request(LONG))) as events:
+        async with aclosing(remote.speak(replace(request(LONG), pcm=pcm))) as events:
             await anext(events)
             await until(lambda: engine.steps >= 50)
             for _ in range(50):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,15 @@ def test_a_file_that_is_no_voice_says_so(tmp_path: Path) -> None:
     (tmp_path / "cut.voice").write_bytes(data[: len(data) // 2])
     with pytest.raises(VoiceFileError, match="cannot be read"):
         Voice.load(tmp_path / "cut.voice")
+
+
+async def test_clips_may_stand_in_the_scene(tmp_path: Path) -> None:
+    clip = Reference("Mine.", np.zeros(0, dtype=np.float32), np.ones((8, 5), dtype=np.int16), "tones")
+    voice = Voice.create(speakers="warm", references=[clip, clip], references_in_scene=True)
+    assert voice.speaker_lines == ("SPEAKER2: warm",)
+    voice.save(tmp_path / "saved")
+    prompt = Voice.load(tmp_path / "saved")._prompt()
+    assert prompt.references_in_scene
+    assert [item.text for item in prompt.references] == ["Mine.", "Mine."]
+    silent = replace(voice, system=None)._prompt()
+    assert not silent.references_in_scene

@@ -103,6 +103,20 @@ def test_without_a_system_message(prompts: PromptBuilder) -> None:
     assert rows.tokens.tolist() == [1]
 
 
+def test_clips_in_the_scene_stand_before_the_descriptions(nano: Loaded, prompts: PromptBuilder, codes: Any) -> None:
+    one, two = codes(5, seed=1), codes(7, seed=2)
+    rows = prompts.prefix(SYSTEM, "A room.", ("SPEAKER2: warm",), [("a", one), ("b", two)], in_scene=True)
+    text = rows.tokens[~rows.audio]
+    assert nano.tokenizer.decode(text).endswith(
+        "\n\n<|scene_desc_start|>\na room.\n\nspeaker0: <|audio_bos|><|audio_eos|>\nspeaker1: <|audio_bos|><|audio_eos|>"
+        "\nspeaker2: warm\n<|scene_desc_end|><|eot_id|>"
+    )
+    assert rows.audio.sum() == 5 + 7 + 2 * 9
+    # Without a system message there is no scene to stand in.
+    outside = prompts.prefix(None, None, (), [("a", one)], in_scene=True)
+    assert np.array_equal(outside.tokens, prompts.prefix(None, None, (), [("a", one)]).tokens)
+
+
 def test_speakers_without_a_scene_stand_a_line_each(nano: Loaded, prompts: PromptBuilder) -> None:
     both = prompts.prefix(SYSTEM, None, ("SPEAKER0: a", "SPEAKER1: b"))
     assert nano.tokenizer.decode(both.tokens).endswith(

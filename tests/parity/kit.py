@@ -54,7 +54,9 @@ class Case:
     def rows(self, builder: PromptBuilder) -> Rows:
         voice = self.context.voice
         references = [(item.text, item.codes) for item in voice.references]
-        prefix = builder.prefix(voice.system, voice.scene, voice.speakers, references)
+        prefix = builder.prefix(
+            voice.system, voice.scene, voice.speakers, references, in_scene=voice.references_in_scene
+        )
         exchanges = [builder.exchange(item.text, item.codes) for item in self.exchanges]
         return Rows.concat([prefix, *exchanges, builder.opening(self.text)])
 
@@ -148,6 +150,43 @@ PROMPTS = [
         "Go on.",
         [said("user", "It is mine."), heard("A"), said("user", "Go on.")],
         Voice(system=None, references=(reference("It is mine.", A),)),
+    ),
+    Case(
+        "a reference inside the system message",
+        "Go on.",
+        [
+            {
+                "role": "system",
+                "content": [
+                    {"text": f"{LINE}\n\n<|scene_desc_start|>\n{ROOM}\n\nSPEAKER0: "},
+                    {"audio": "A"},
+                    {"text": "\n<|scene_desc_end|>"},
+                ],
+            },
+            said("user", "Go on."),
+        ],
+        Voice.create(scene=ROOM, references=[reference("It is mine.", A)], references_in_scene=True),
+    ),
+    Case(
+        "two references inside the system message, and an exchange",
+        "[SPEAKER1] Go on.",
+        [
+            {
+                "role": "system",
+                "content": [
+                    {"text": f"{LINE}\n\n<|scene_desc_start|>\nSPEAKER0: "},
+                    {"audio": "A"},
+                    {"text": "\nSPEAKER1: "},
+                    {"audio": "B"},
+                    {"text": "\n<|scene_desc_end|>"},
+                ],
+            },
+            said("user", "[SPEAKER0] The third."),
+            heard("C"),
+            said("user", "[SPEAKER1] Go on."),
+        ],
+        Voice.create(references=[reference("It is mine.", A), reference("And mine.", B)], references_in_scene=True),
+        (Exchange("[SPEAKER0] The third.", C),),
     ),
     Case(
         "numbers and other scripts",

@@ -22,7 +22,8 @@ from higgs_voice.backends.boson import BosonSynthesizer, find_python, original_l
 from higgs_voice.backends.guards import Guards
 from higgs_voice.backends.local import LocalSynthesizer
 from higgs_voice.config import Sampling
-from higgs_voice.conversation.synthesizer import FinishReason, Synthesizer
+from higgs_voice.conversation.synthesizer import ContextSpec, FinishReason, Synthesizer
+from higgs_voice.conversation.voice import Reference, Voice
 from higgs_voice.errors import CheckpointError, DependencyError, EngineDiedError, RunawayError
 from higgs_voice.model.convert import NANO_MODEL, convert
 from higgs_voice.model.loading import NANO
@@ -71,6 +72,23 @@ async def test_its_sound_is_our_engines(shared: Synthesizer) -> None:
     assert np.array_equal(codes(one), codes(other))
     assert sound(one) == sound(other)
     assert finish(one).reason is FinishReason.EOS
+
+
+async def test_clips_in_the_scene_are_heard_alike(shared: Synthesizer) -> None:
+    clip = np.random.default_rng(1).integers(0, 256, size=(8, 30)).astype(np.int16)
+    voice = Voice.create(
+        scene="A quiet room.",
+        references=Reference("It is mine.", np.zeros(0, np.float32), clip),
+        references_in_scene=True,
+    )
+    asked = replace(request("Go on.", context=ContextSpec(voice=voice._prompt())), sampling=GREEDY)
+    ours = LocalSynthesizer("nano")
+    await ours.start()
+    one, other = await collect(shared, asked), await collect(ours, asked)
+    without = await collect(ours, replace(request("Go on."), sampling=GREEDY))
+    await ours.aclose()
+    assert np.array_equal(codes(one), codes(other))
+    assert not np.array_equal(codes(one), codes(without))
 
 
 async def test_a_conversation_remembers_what_was_heard(shared: Synthesizer) -> None:

@@ -92,13 +92,11 @@ def rows_of(inputs: dict[str, Any], audio_out: int, audio_in: int) -> dict[str, 
 
 def prompts(engine: Any, cases: list[dict[str, Any]], arrays: Any) -> dict[str, np.ndarray]:
     config = engine.model.config
-    engine.collator.return_audio_in_tokens = True  # as examples of the package have it for audio in a system message
     out: dict[str, np.ndarray] = {}
     for case in cases:
         inputs = serving.prepare_inputs(engine, sample_of(case["messages"], arrays), force_audio_gen=True)
         rows = rows_of(inputs, config.audio_out_token_idx, config.audio_in_token_idx)
         out |= {f"{case['name']}/{key}": value for key, value in rows.items()}
-    engine.collator.return_audio_in_tokens = False
     return out
 
 

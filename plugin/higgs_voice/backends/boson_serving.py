@@ -212,6 +212,8 @@ def prepare_inputs(engine: Any, sample: Any, *, force_audio_gen: bool) -> dict[s
         audio_sample_rate=None,
         audio_speaker_indices=None,
     )
+    # The package's server leaves out the codes of sound in a system or user message; its model and its examples take them.
+    engine.collator.return_audio_in_tokens = bool(engine.model.config.encode_audio_in_tokens)
     batch = vars(engine.collator([item]))
     device = engine.model.device
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}

@@ -117,7 +117,8 @@ class FakeSynthesizer:
                 return
             self.steps += count
             pcm = sound[sent * HOP : (sent + count) * HOP].tobytes()
-            yield AudioEvent(pcm=pcm, start=sent * HOP, codes=codes[:, sent : sent + count])
+            fresh = codes[:, sent : sent + count]
+            yield AudioEvent(pcm, sent * HOP, fresh) if request.pcm else AudioEvent(b"", 0, fresh)
             sent += count
         reason = ending or FinishReason.EOS
         kind = _ERRORS.get(reason)

@@ -356,7 +356,10 @@ class LocalSynthesizer:
         if found is not None and found[0] is voice:
             return found[1]
         references = [(item.text, item.codes) for item in voice.references]
-        return self._remember(voice, self._builder.prefix(voice.system, voice.scene, voice.speakers, references))
+        rows = self._builder.prefix(
+            voice.system, voice.scene, voice.speakers, references, in_scene=voice.references_in_scene
+        )
+        return self._remember(voice, rows)
 
     def _exchange_rows(self, exchange: Exchange) -> Rows:
         found = self._rows.get(id(exchange))

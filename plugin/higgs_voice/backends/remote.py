@@ -357,6 +357,7 @@ class RemoteSynthesizer:
             scene=None if voice.scene is None else _plain(voice.scene),
             speakers=tuple(_plain(line) for line in voice.speakers),
             references=tuple(self._digest(item) for item in voice.references),
+            references_in_scene=voice.references_in_scene,
             exchanges=tuple(self._digest(item) for item in context.exchanges),
         )
 

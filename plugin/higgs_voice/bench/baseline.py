@@ -207,7 +207,9 @@ class _Generate:
         references = [(item.text, item.codes) for item in voice.references]
         return Rows.concat(
             [
-                builder.prefix(voice.system, voice.scene, voice.speakers, references),
+                builder.prefix(
+                    voice.system, voice.scene, voice.speakers, references, in_scene=voice.references_in_scene
+                ),
                 *(builder.exchange(item.text, item.codes) for item in context.exchanges),
                 builder.opening(text),
             ]

@@ -60,6 +60,7 @@ class SavedVoice(_Part):
     speakers: Annotated[tuple[_Line, ...], Field(max_length=64)]
     system: _Line | None
     references: Annotated[tuple[SavedExchange, ...], Field(max_length=64)]
+    references_in_scene: bool = False
 
 
 class Snapshot(_Part):
@@ -171,6 +172,7 @@ class Snapshot(_Part):
                     references=tuple(
                         _saved(item.text, item.codes) for item in voice.references if item.codes is not None
                     ),
+                    references_in_scene=voice.references_in_scene,
                 ),
                 settings=settings,
                 lexicon=dict(lexicon.entries) if lexicon is not None else None,
@@ -215,6 +217,7 @@ class Snapshot(_Part):
                 Reference(text=item.text, pcm=silent, codes=self._codes(item), codec=self.engine.codec)
                 for item in saved.references
             ),
+            references_in_scene=saved.references_in_scene,
         )
 
     def to_state(self) -> ContextState:

@@ -48,6 +48,8 @@ class VoicePrompt:
     """Lines of the scene block such as ``SPEAKER0: feminine; warm``; complete lines, in order."""
     references: tuple[Exchange, ...] = ()
     """Transcript and codes of each clip, as earlier exchanges of the conversation."""
+    references_in_scene: bool = False
+    """The clips stand in the scene block, as the description of SPEAKER0, SPEAKER1, …; their transcripts are not used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -47,6 +47,7 @@ class _Meta(BaseModel):
     speakers: Annotated[tuple[Annotated[str, Field(max_length=8192)], ...], Field(max_length=64)] = ()
     system: Annotated[str, Field(max_length=8192)] | None = None
     references: Annotated[tuple[_Said, ...], Field(max_length=64)] = ()
+    references_in_scene: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,9 +88,13 @@ class Voice:
     scene: str | None = None
     """Where it is recorded, such as "Audio is recorded from a quiet room."."""
     speakers: tuple[str, ...] = ()
-    """Descriptions. One that does not begin with ``SPEAKER<n>:`` gets its place in the tuple as its number."""
+    """Descriptions. One that does not begin with ``SPEAKER<n>:`` gets its place in the tuple as its number, after the clips in
+    the scene."""
     references: tuple[Reference, ...] = ()
     system: str | None = field(default=SYSTEM)
+    references_in_scene: bool = False
+    """Where the clips stand: as the first exchanges of the conversation, or (True) in the scene block as what describes SPEAKER0,
+    SPEAKER1, …, without their transcripts. The model has learned both; without a system message it is always the first."""
 
     @classmethod
     def create(
@@ -99,6 +104,7 @@ class Voice:
         scene: str | None = None,
         speakers: str | list[str] | tuple[str, ...] | None = None,
         references: Reference | list[Reference] | tuple[Reference, ...] | None = None,
+        references_in_scene: bool = False,
     ) -> Voice:
         """A voice from what people write: one description or several, one clip or several."""
         if isinstance(speakers, str):
@@ -110,13 +116,16 @@ class Voice:
             scene=(scene or "").strip() or None,
             speakers=tuple(text.strip() for text in speakers or () if text.strip()),
             references=tuple(references or ()),
+            references_in_scene=references_in_scene,
         )
 
     @property
     def speaker_lines(self) -> tuple[str, ...]:
         """Complete lines of the scene block."""
+        first = len(self.references) if self.references_in_scene else 0
         return tuple(
-            text if _names_speaker(text) else f"SPEAKER{place}: {text}" for place, text in enumerate(self.speakers)
+            text if _names_speaker(text) else f"SPEAKER{place}: {text}"
+            for place, text in enumerate(self.speakers, start=first)
         )
 
     async def prompt(self, engine: Synthesizer) -> VoicePrompt:
@@ -145,7 +154,7 @@ class Voice:
         return replace(self, references=tuple(references))
 
     def _prompt(self) -> VoicePrompt:
-        several = len(self.references) > 1
+        several = len(self.references) > 1 and not self.references_in_scene
         exchanges: list[Exchange] = []
         for place, reference in enumerate(self.references):
             if reference.codes is None:
@@ -153,7 +162,11 @@ class Voice:
             text = f"[SPEAKER{place}] {reference.text}" if several else reference.text
             exchanges.append(Exchange(text=text, codes=reference.codes))
         return VoicePrompt(
-            system=self.system, scene=self.scene, speakers=self.speaker_lines, references=tuple(exchanges)
+            system=self.system,
+            scene=self.scene,
+            speakers=self.speaker_lines,
+            references=tuple(exchanges),
+            references_in_scene=self.references_in_scene and self.system is not None,
         )
 
     def without_sound(self) -> Voice:
@@ -175,6 +188,7 @@ class Voice:
             references=tuple(
                 _Said(text=item.text, codec=item.codec if item.codes is not None else "") for item in self.references
             ),
+            references_in_scene=self.references_in_scene,
         )
         buffer = BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
@@ -253,6 +267,7 @@ class Voice:
             speakers=meta.speakers,
             references=tuple(references),
             system=meta.system,
+            references_in_scene=meta.references_in_scene,
         )
 
     @classmethod

@@ -26,6 +26,7 @@ SCENE_END = "\n<|scene_desc_end|>"
 USER = "<|start_header_id|>user<|end_header_id|>\n\n"
 ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 AUDIO_START = "<|audio_out_bos|>"
+CLIP_START = "<|audio_bos|>"
 AUDIO_END = "<|audio_eos|>"
 END = "<|eot_id|>"
 
@@ -175,11 +176,17 @@ class PromptBuilder:
         scene: str | None = None,
         speakers: Sequence[str] = (),
         references: Sequence[tuple[str, Codes]] = (),
+        *,
+        in_scene: bool = False,
     ) -> Rows:
         """What never leaves a context: system message, and (transcript, codes [K, T]) of the reference clips.
 
-        ``system`` None leaves the system message out, scene and speakers with it.
+        ``system`` None leaves the system message out, scene and speakers with it. ``in_scene``: the clips' sound stands in the
+        scene block, as the description of SPEAKER0 and those after it, and before ``speakers``; the layout is the original's
+        (examples/generation.py with the reference in the system message), which transformers' template does not share.
         """
+        if in_scene and references and system is not None:
+            return self._prefix_with_sound(system, scene, speakers, [codes for _, codes in references])
         pieces = [Piece(BEGIN, trusted=True)]
         if system is not None:
             pieces += [Piece(SYSTEM, trusted=True), self._outside(system)]
@@ -196,6 +203,29 @@ class PromptBuilder:
             pieces.append(Piece(END, trusted=True))
         return Rows.concat([self._text(*pieces), *(self.exchange(text, codes) for text, codes in references)])
 
+    def _prefix_with_sound(
+        self, system: str, scene: str | None, speakers: Sequence[str], clips: Sequence[Codes]
+    ) -> Rows:
+        place = clean(scene).strip() if scene else ""
+        pieces = [
+            Piece(BEGIN + SYSTEM, trusted=True),
+            self._outside(system),
+            Piece("\n\n" + SCENE_START, trusted=True),
+            *([Piece(place, trusted=False), Piece("\n\n", trusted=True)] if place else []),
+        ]
+        parts: list[Rows] = []
+        for number, codes in enumerate(clips):
+            pieces.append(Piece(f"SPEAKER{number}: {CLIP_START}", trusted=True))
+            parts += [self._text(*pieces), self._audio(codes)]
+            pieces = [Piece(AUDIO_END, trusted=True)]
+            if number + 1 < len(clips):
+                pieces.append(Piece("\n", trusted=True))
+        for line in (clean(speaker).strip() for speaker in speakers):
+            if line:
+                pieces += [Piece("\n", trusted=True), Piece(line, trusted=False)]
+        pieces.append(Piece(SCENE_END + END, trusted=True))
+        return Rows.concat([*parts, self._text(*pieces)])
+
     def opening(self, text: str) -> Rows:
         """The user message, and the assistant's up to where its audio begins."""
         return self._text(
@@ -206,10 +236,12 @@ class PromptBuilder:
 
     def exchange(self, text: str, codes: Codes) -> Rows:
         """`opening`, the audio's delayed rows (all BOS first, all EOS last), the end of the message."""
-        delayed = build_delay(codes, bos=self.bos, eos=self.eos)
-        audio = Rows.of_audio(delayed, self.audio_token)
+        return Rows.concat([self.opening(text), self._audio(codes), self._after_audio])
+
+    def _audio(self, codes: Codes) -> Rows:
+        audio = Rows.of_audio(build_delay(codes, bos=self.bos, eos=self.eos), self.audio_token)
         audio.tokens[len(audio) - (self.num_codebooks - 1) :] = self.delay_token
-        return Rows.concat([self.opening(text), audio, self._after_audio])
+        return audio
 
     def exchange_length(self, text: str, frames: int) -> int:
         """`len(exchange(...))` for a number of frames, without building it."""

@@ -434,6 +434,7 @@ class Client:
             scene=context.scene,
             speakers=context.speakers,
             references=tuple(self._store[name] for name in context.references),
+            references_in_scene=context.references_in_scene,
         )
         return ContextSpec(voice=voice, exchanges=tuple(self._store[name] for name in context.exchanges))
 
