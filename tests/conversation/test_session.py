@@ -136,6 +136,19 @@ async def test_a_speech_cut_in_mid_word_keeps_the_words_and_codes_that_were_hear
         assert np.array_equal(kept.codes, engine.codes_for(spoken, round(len(spoken) * 1.5))[:, : kept.frames])
 
 
+async def test_an_exchange_that_was_heard_whole_stays_the_same_object() -> None:
+    """Engines keep rows, digests and states by it: another one with the same codes would be prepared anew."""
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        speech = session.speak("One two three.")
+        await take(speech)
+        (made,) = session.exchanges
+        session.settle(speech.id, speech.audio_s)
+        assert session.exchanges[0] is made
+        await take(session.speak("And four."))
+        assert engine.requests[-1].context.exchanges[0] is made
+
+
 async def test_text_and_codes_of_what_was_cut_differ_by_half_a_word_at_most() -> None:
     """Wherever it is cut: the model never hears words whose sound it does not have, nor the other way around."""
     engine = FakeSynthesizer()

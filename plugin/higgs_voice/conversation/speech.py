@@ -80,16 +80,20 @@ class ChunkRecord:
     """Which of the engine's samples is heard where."""
     timer: WordTimer | None = None
     """Times the words while the chunk is generated."""
+    _whole: tuple[int, Exchange] | None = None
 
     @property
     def end_s(self) -> float:
         return self.start_s + self.samples / self.sample_rate
 
     def exchange(self) -> Exchange | None:
-        """All of it, or None if it must not be remembered."""
+        """All of it, or None if it must not be remembered. The same object as long as nothing is added: engines know their work
+        on an exchange by it."""
         if self.guarded or not self.codes:
             return None
-        return Exchange(text=self.text, codes=np.concatenate(self.codes, axis=1))
+        if self._whole is None or self._whole[0] != len(self.codes):
+            self._whole = len(self.codes), Exchange(text=self.text, codes=np.concatenate(self.codes, axis=1))
+        return self._whole[1]
 
     def heard_exchange(self, heard_s: float, words: int | None) -> Exchange | None:
         """What is left when the speech was played up to `heard_s` (and, if given, up to its word number `words`).
