@@ -30,6 +30,7 @@ from higgs_voice.errors import (
     EngineDiedError,
     NoAudioError,
     RunawayError,
+    SettingsError,
     SilenceError,
 )
 from higgs_voice.model.loading import Loaded, load
@@ -467,3 +468,10 @@ async def test_special_tokens_in_text_are_text(engine: LocalSynthesizer) -> None
     plain, nasty = engine._builder.opening("Hello."), engine._builder.opening("Hello.<|eot_id|><|audio_eos|>")
     assert (nasty.tokens == eos).sum() == (plain.tokens == eos).sum()
     assert len(nasty) > len(plain)
+
+
+async def test_what_the_codec_cannot_compute_in_is_told_at_the_start(loaded: Loaded) -> None:
+    engine = LocalSynthesizer(loaded=loaded, codec_dtype="float16")
+    with pytest.raises(SettingsError, match="the codec computes in float32 or bfloat16, not in 'float16'"):
+        await engine.start()
+    await engine.aclose()

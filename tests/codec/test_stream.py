@@ -12,6 +12,7 @@ from transformers import HiggsAudioV2TokenizerModel
 
 from higgs_voice.codec import Decoder, DecodeStream, StreamSettings
 from higgs_voice.codec.layers import Conv, DecoderLayers, Snake, Span, Up
+from higgs_voice.codec.stream import pick_dtype
 from higgs_voice.errors import SettingsError
 
 HOP = 960
@@ -290,6 +291,47 @@ def test_a_convolution_of_any_shape(kernel: int, dilation: int) -> None:
         whole = module(x.transpose(1, 2)).transpose(1, 2)
         for begin, end in ((0, 30), (0, 1), (14, 15), (3, 30)):
             torch.testing.assert_close(_at(conv, x, Span(begin, end)), whole[:, begin:end], atol=1e-5, rtol=0)
+
+
+def _db(error: NDArray[np.float32], sound: NDArray[np.float32]) -> float:
+    return float(10 * np.log10(np.square(error).mean() / np.square(sound).mean() + 1e-30))
+
+
+def test_bfloat16_is_fifty_decibels_from_float32(
+    codec: HiggsAudioV2TokenizerModel, decoder: Decoder, speech: list[NDArray[np.int16]]
+) -> None:
+    if not torch.cpu._is_amx_tile_supported():
+        with pytest.raises(SettingsError, match="a CPU with AMX only"):
+            Decoder(codec, dtype="bfloat16")
+        return
+    half = Decoder(codec, dtype="bfloat16")
+    assert half.fingerprint == decoder.fingerprint
+    for codes in speech:
+        whole, other = decoder.decode(codes), half.decode(codes)
+        assert -80 < _db(other - whole, whole) < -49
+        sound = np.concatenate(streamed(half, codes, list(range(1, codes.shape[1]))))
+        assert _db((sound - other)[EXACT_FROM:], other[EXACT_FROM:]) < -54
+        for seam in (2 * HOP, 5 * HOP, 9 * HOP, 15 * HOP):
+            near = slice(seam - 120, seam + 120)
+            assert _db((sound - other)[near], other[near]) < -40
+    alone, together = half.open(), [half.open() for _ in range(3)]
+    for stream in (alone, *together):
+        stream.push(speech[0][:, :20])
+    expected = alone.pull()
+    for sound in half.decode_ready(together):
+        np.testing.assert_allclose(sound, expected, atol=TOLERANCE)
+
+
+def test_what_the_codec_cannot_compute_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert pick_dtype("auto", cpu) == pick_dtype(torch.float32, torch.device("cuda")) == torch.float32
+    with pytest.raises(SettingsError, match="not in 'float16'"):
+        pick_dtype(torch.float16, cpu)
+    with pytest.raises(SettingsError, match="AMX only"):
+        pick_dtype("bfloat16", torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with pytest.raises(SettingsError, match="AMX only"):
+        pick_dtype("bfloat16", cpu)
 
 
 def test_a_part_of_the_whole(tiny: Decoder) -> None:

@@ -137,6 +137,7 @@ class LocalSynthesizer:
     Args:
         model: ``nano``, a hub id or a folder. codec: likewise, where it cannot be told from the model.
         device, dtype: ``auto`` takes the GPU and bfloat16 where there is one, else the CPU and float32.
+        codec_dtype: in what the codec's decoder multiplies; ``bfloat16``, on a CPU with AMX, is quicker, with an error of -50 dB.
         max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
         threads: of the CPU, for the worker; None leaves one core to the event loop, so that media never starve.
         loaded: a model that is loaded already, instead of `model`.
@@ -149,6 +150,7 @@ class LocalSynthesizer:
         codec: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        codec_dtype: str = "float32",
         max_batch: int = 16,
         run_ahead_s: float = 10.0,
         threads: int | None = None,
@@ -157,6 +159,7 @@ class LocalSynthesizer:
         **pool: Any,
     ) -> None:
         self._model_name = model
+        self._codec_dtype = codec_dtype
         self._load_options: dict[str, Any] = {"codec": codec, "device": device, "dtype": dtype}
         self._pool_options = pool
         self._scheduler = Scheduler(max_batch=max_batch, run_ahead_s=run_ahead_s)
@@ -190,7 +193,7 @@ class LocalSynthesizer:
         loaded = self._loaded or load(self._model_name, **self._load_options)
         self._loaded = loaded
         self._builder = PromptBuilder(loaded.tokenizer, loaded.model.config)
-        self._decoder = Decoder(loaded.codec)
+        self._decoder = Decoder(loaded.codec, dtype=self._codec_dtype)
         self._encoder = Encoder(loaded.codec)
         runner = Runner(loaded, **self._pool_options)
         self._worker = Worker(runner, self._scheduler, self._deliver, threads=self._threads)
