@@ -26,6 +26,7 @@ from .audio import PcmChunk, write_wav
 from .cli_parts import (
     Clips,
     ClipTexts,
+    CodecDtype,
     Debug,
     Device,
     Dtype,
@@ -118,6 +119,7 @@ def say(
     token: Token = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     debug: Debug = False,
 ) -> None:
     """Say a text, or a stream as it comes.
@@ -135,7 +137,7 @@ def say(
     source = _stdin() if text in (None, "-") else text
     assert source is not None
     sampling = Sampling(seed=seed, temperature=temperature)
-    engine_options = _engine_options(model, device, dtype, token)
+    engine_options = _engine_options(model, device, dtype, token, codec_dtype)
     saying = Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim, folder=folder)
     summary = _run(saying.run())
     if as_json:
@@ -373,6 +375,7 @@ def serve(
     log_text: Annotated[bool, typer.Option(help="Let log lines hold the text of what is spoken.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     debug: Debug = False,
 ) -> None:
     """Serve an engine to other processes and machines, until Ctrl-C."""
@@ -400,7 +403,7 @@ def serve(
         port=port,
         token=token,
         voices=folder if folder is not None else _existing(voices_folder()),
-        engine_options=_engine_options(model, device, dtype, None),
+        engine_options=_engine_options(model, device, dtype, None, codec_dtype),
         on_ready=ready,
         max_sessions=max_sessions,
         log_text=log_text,
