@@ -179,7 +179,8 @@ def test_an_end_in_another_codebook_is_the_originals(asked: Asked) -> None:
 def exact(scores: torch.Tensor, history: np.ndarray, sampling: Sampling) -> np.ndarray:
     """The distribution [K, V] of what our sampler draws, found by handing it every code's own stretch of (0, 1)."""
     books, size = scores.shape
-    sampler = Sampler(1, books, size, bos=size - 2, eos=size - 1, device=torch.device("cpu"))
+    # No code of the vocabulary is the end here: an end that one codebook draws would change what stands in the others.
+    sampler = Sampler(1, books, size, bos=size, eos=size + 1, device=torch.device("cpu"))
     shape = (1, 1, 1)
     top_k = torch.full(shape, min(sampling.top_k or size, size))
     p, order = filtered(scores[None], torch.full(shape, sampling.temperature), top_k, torch.full(shape, sampling.top_p))
