@@ -143,7 +143,8 @@ def load(
     with quiet():
         _check_config(source.model, HiggsAudioV2Config.model_type, "a Higgs Audio v2 model")
         network = _load_weights(HiggsAudioV2ForConditionalGeneration, source.model, kind).to(where).eval()
-        voice = _load_codec(source.codec).to(where)
+        codec_found: Any = _load_codec(source.codec)  # the class hides what kind of method `to` is
+        voice = codec_found.to(where)
         tokenizer = _guarded(source.model, lambda: _tokenizer(source.model))
         extractor = _feature_extractor(source.model, voice.config)
     return _assemble(source.name, network, voice, tokenizer, extractor, where, kind)
