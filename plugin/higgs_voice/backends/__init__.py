@@ -11,8 +11,9 @@ from ..errors import DependencyError, SettingsError
 def create_backend(model: str = "nano", **options: Any) -> Synthesizer:
     """An engine by name; call its `start` before use. Nothing is loaded or connected here.
 
-    ``nano`` (embedded), a hub id or a folder: the model in this process. ``boson:`` before a folder
-    or hub id: boson_multimodal, in a process of its own. ``ws://host:port`` or ``wss://…``: a ``higgs-voice serve`` elsewhere. ``fake``: deterministic tones. `options` go to the engine's constructor.
+    ``nano`` (embedded), a hub id or a folder: the model in this process. ``boson:`` before a folder or
+    hub id: boson_multimodal, in a process of its own. ``ws://host:port`` or ``wss://…``: a ``higgs-voice serve``
+    elsewhere. ``fake``: deterministic tones. `options` go to the engine's constructor.
     Errors: `SettingsError` (unknown option), `DependencyError` (an extra is missing).
     """
     try:

@@ -176,7 +176,9 @@ class Sounding:
                         yield FinishedEvent(ending[0], frames, ending[1], timings)
                         return
         except HiggsVoiceError as error:
-            raise self._failure or error from error
+            if self._failure is None:
+                raise
+            raise self._failure from error
 
     async def _sounds(
         self, stream: DecodeStream | None, watch: SilenceWatch
