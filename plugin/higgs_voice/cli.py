@@ -484,8 +484,21 @@ def _doctor(model: str, device: str, dtype: str) -> list[tuple[str, bool | None,
             )
         else:
             rows.append(("GPU", None, "none that torch can use: nano runs in real time, the 3B model does not"))
+        rows.append(("codec dtypes", True, _codec_dtypes(device)))
     rows += _run(_check(model, device, dtype))
     return rows
+
+
+def _codec_dtypes(device: str) -> str:
+    """In what the codec can compute on that device, as `--codec-dtype` takes it."""
+    from .codec.stream import pick_dtype
+    from .model.loading import pick_device
+
+    try:
+        pick_dtype("bfloat16", pick_device(device))
+    except SettingsError:
+        return "float32; --codec-dtype bfloat16 needs a CPU with AMX"
+    return "float32; bfloat16 is quicker (--codec-dtype bfloat16)"
 
 
 @app.command(name="convert")
@@ -588,6 +601,7 @@ class _Bench:
     random: str | None
     device: str
     dtype: str
+    codec_dtype: str
     quiet: bool
     named: str | None = None
     folder: Path | None = None
@@ -603,15 +617,25 @@ class _Bench:
         from .conversation.presets import find_voice
 
         async def work() -> dict[str, Any]:
-            engine = engine_for(self.model, random=self.random, device=self.device, dtype=self.dtype)
+            engine = engine_for(
+                self.model,
+                random=self.random,
+                device=self.device,
+                dtype=self.dtype,
+                codec_dtype=self.codec_dtype,
+            )
             try:
                 await engine.start()
                 if self.named is not None:
                     self.voice = await find_voice(self.named, engine, folder=self.folder)
                 what = f"{self.random} shapes, random weights" if self.random else self.model
-                self.say(f"{self.name}: {what}", *Place.here().lines())
+                other = self.codec_dtype != "float32"
+                self.say(
+                    f"{self.name}: {what}" + (f", codec in {self.codec_dtype}" if other else ""), *Place.here().lines()
+                )
                 found = await measure(engine)
-                return {"model": what, **({"voice": self.named} if self.named is not None else {}), **found}
+                named = {"voice": self.named} if self.named is not None else {}
+                return {"model": what, **named, **({"codec_dtype": self.codec_dtype} if other else {}), **found}
             finally:
                 await engine.aclose()
 
@@ -623,7 +647,7 @@ class _Bench:
             self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _baselines(names: list[str] | None, random: str | None) -> list[str]:
+def _baselines(names: list[str] | None, random: str | None, codec_dtype: str) -> list[str]:
     """Errors: `SettingsError`."""
     if not names:
         return []
@@ -631,6 +655,8 @@ def _baselines(names: list[str] | None, random: str | None) -> list[str]:
 
     if random:
         raise SettingsError("a baseline reads a checkpoint of its own; --baseline does not go with --random")
+    if codec_dtype != "float32":
+        raise SettingsError("a baseline's codec computes in float32; --baseline does not go with another --codec-dtype")
     for name in names:
         if name not in NAMES:
             raise SettingsError(f"there is no baseline {name!r}; there are: {', '.join(NAMES)}")
@@ -664,6 +690,7 @@ def bench_context(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
@@ -674,8 +701,8 @@ def bench_context(
     if window not in (*context.WINDOWS, "every"):
         raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
     names = list(context.WINDOWS) if window == "every" else [window]
-    others = _baselines(baseline, random)
-    bench = _Bench("context", model, random, device, dtype, as_json, voice, folder)
+    others = _baselines(baseline, random, codec_dtype)
+    bench = _Bench("context", model, random, device, dtype, codec_dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
         bench.say(
@@ -747,13 +774,14 @@ def bench_latency(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
     """Text in to first PCM out at the client, and where the time goes."""
     from .bench import latency
 
-    bench = _Bench("latency", model, random, device, dtype, as_json, voice, folder)
+    bench = _Bench("latency", model, random, device, dtype, codec_dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
         result = await latency.measure(engine, turns=turns, frames=frames, pause_s=pause, voice=bench.voice)
@@ -774,6 +802,7 @@ def bench_bargein(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
@@ -781,8 +810,8 @@ def bench_bargein(
     """From an interruption to the last step and the last PCM, and to the next turn's first sound."""
     from .bench import bargein
 
-    others = _baselines(baseline, random)
-    bench = _Bench("bargein", model, random, device, dtype, as_json, voice, folder)
+    others = _baselines(baseline, random, codec_dtype)
+    bench = _Bench("bargein", model, random, device, dtype, codec_dtype, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
         result = await bargein.measure(engine, turns=turns, voice=bench.voice)
@@ -819,6 +848,7 @@ def bench_concurrency(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
@@ -829,7 +859,7 @@ def bench_concurrency(
         counts = [int(part) for part in sessions.split(",")]
     except ValueError as error:
         raise SettingsError(f"--sessions takes numbers such as 1,2,4, not {sessions!r}") from error
-    bench = _Bench("concurrency", model, random, device, dtype, as_json, voice, folder)
+    bench = _Bench("concurrency", model, random, device, dtype, codec_dtype, as_json, voice, folder)
 
     def on_level(level: concurrency_bench.Level) -> None:
         found = level.as_json()

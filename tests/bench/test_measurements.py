@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from higgs_voice.backends import local
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.bench import bargein, concurrency, context, latency
 from higgs_voice.cli import app
 from higgs_voice.conversation.synthesizer import SpeakRequest
+from higgs_voice.errors import EngineDiedError
 
 QUICK = context.Settings(turns=4, frames=10, pause_s=0.0, again=2)
 
@@ -108,3 +112,47 @@ def test_the_last_line_is_json(words: list[str], keys: set[str]) -> None:
     assert found["machine"]["cpu"] in result.stdout.splitlines()[1]
     quiet = CliRunner().invoke(app, ["bench", *words, "--model", "fake", "--json"])
     assert len(quiet.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["context", "latency", "bargein", "concurrency"])
+@pytest.mark.parametrize("random", [[], ["--random", "3b"]])
+def test_the_codec_s_number_type_reaches_the_engine(
+    name: str, random: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def engine(*_: Any, **options: Any) -> None:
+        given.append(options["codec_dtype"])
+        raise EngineDiedError("that is all that is to be seen")
+
+    monkeypatch.setattr(local, "LocalSynthesizer", engine)
+    monkeypatch.setattr("higgs_voice.model.loading.random_model", lambda *_, **__: None)
+    for words in ([], ["--codec-dtype", "bfloat16"]):
+        done = CliRunner().invoke(app, ["bench", name, "--model", "nano", *random, *words])
+        assert done.stderr == "higgs-voice: that is all that is to be seen\n"
+    assert given == ["float32", "bfloat16"]
+
+
+def test_a_codec_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for words, sentence in (
+        (["--model", "nano", "--codec-dtype", "float16"], "float32 or bfloat16, not in 'float16'"),
+        (["--model", "nano", "--device", "cpu", "--codec-dtype", "bfloat16"], "on a CPU with AMX only"),
+        (["--model", "fake", "--codec-dtype", "bfloat16"], "fake is not"),
+        (["--baseline", "transformers", "--codec-dtype", "bfloat16"], "--baseline does not go with"),
+    ):
+        done = CliRunner().invoke(app, ["bench", "bargein", *words])
+        assert done.exit_code == 1
+        assert isinstance(done.exception, SystemExit)
+        (said,) = done.stderr.splitlines()
+        assert said.startswith("higgs-voice: ")
+        assert sentence in said
+
+
+def test_the_last_line_says_in_what_the_codec_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "LocalSynthesizer", lambda *_, **__: FakeSynthesizer())
+    words = ["bench", "bargein", "--turns", "2", "--model", "nano"]
+    for more, kind in (([], None), (["--codec-dtype", "bfloat16"], "bfloat16")):
+        lines = CliRunner().invoke(app, [*words, *more]).stdout.splitlines()
+        assert json.loads(lines[-1]).get("codec_dtype") == kind
+        assert ("codec in bfloat16" in lines[0]) == (kind is not None)
