@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import documented
 from .audio import FRAME_RATE, HOP, SAMPLE_RATE, clip_from_array, load_clip
 from .backends.local import LocalSynthesizer
 from .config import Sampling, Window
@@ -46,13 +47,12 @@ from .conversation.synthesizer import (
     VoicePrompt,
 )
 from .conversation.voice import SCENE_END, SCENE_START, system_text
+from .documented import END_STRINGS, clip_text
 from .errors import ClipError, SettingsError
 from .model.loading import load
 
 log = logging.getLogger("higgs_voice.serve_engine")
 
-END_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
-"""What integrators pass as `stop_strings` by habit; the end of a chunk's audio is the end of its message anyway."""
 MAX_CLIPS = 32
 """Encoded clips that an engine remembers."""
 
@@ -318,68 +318,7 @@ class HiggsAudioServeEngine:
 
     # The documented calls
 
-    async def generate_streaming_with_context(
-        self,
-        text_chunks: list[str] | Iterable[str] | AsyncIterable[str],
-        scene_prompt: str | None = None,
-        speaker_descriptions: str | list[str] | None = None,
-        ref_audio_paths: list[str] | None = None,
-        generation_chunk_buffer_size: int | Literal["auto"] | None = 5,
-        max_new_tokens: int = 2048,
-        temperature: float = 0.7,
-        top_k: int | None = None,
-        top_p: float = 0.95,
-        stop_strings: list[str] | None = None,
-        force_audio_gen: bool = True,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
-        seed: int | None = None,
-    ) -> AsyncGenerator[HiggsAudioStreamerDelta, None]:
-        """Speak chunks of text one after another, each with the ones before it as its context.
-
-        Args:
-            text_chunks: a list, or any iterable; an async one is asked for the next chunk when the last has been spoken.
-                Blank chunks are passed over.
-            scene_prompt: where it is recorded. speaker_descriptions: one, or one for each speaker.
-            ref_audio_paths: clips to clone. What is said in ``voice.wav`` is read from ``voice.txt`` beside it; without that
-                file the transcript is empty, which is warned about: a transcript makes a better clone.
-            generation_chunk_buffer_size: chunks kept as context; None keeps all, as far as the model's positions go; "auto"
-                keeps as many as half of the engine's free memory for contexts has room for.
-            max_new_tokens: rows (25 a second) that a chunk may take. temperature: 0 is greedy. ras_win_len: None turns
-                repetition-aware sampling off. seed: used for every chunk; None draws one for each.
-            stop_strings, force_audio_gen: have no effect. The model generates audio and no text, so there is nothing in which
-                a string could be found, and nothing else that could be generated. Other values than the usual ones are
-                warned about once.
-
-        Yields: a delta for every delayed row. Leaving the loop early stops the model.
-        Errors: `SettingsError`, `ClipError`, `EngineError`.
-        """
-        generator = await asyncio.to_thread(
-            StreamingVoiceGenerator,
-            self,
-            scene_prompt=scene_prompt,
-            speaker_descriptions=speaker_descriptions,
-            ref_audio_paths=ref_audio_paths,
-            generation_chunk_buffer_size=generation_chunk_buffer_size,
-        )
-        try:
-            deltas = generator.generate_streaming(
-                text_chunks,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                stop_strings=stop_strings,
-                force_audio_gen=force_audio_gen,
-                ras_win_len=ras_win_len,
-                ras_win_max_num_repeat=ras_win_max_num_repeat,
-                seed=seed,
-            )
-            async with aclosing(deltas):
-                async for delta in deltas:
-                    yield delta
-        finally:
-            generator.close()
+    generate_streaming_with_context = documented.generate_streaming_with_context
 
     async def generate_delta_stream(
         self,
@@ -473,6 +412,22 @@ class HiggsAudioServeEngine:
         )
 
     # Inside
+
+    async def open_generator(
+        self,
+        scene_prompt: str | None,
+        speaker_descriptions: str | list[str] | None,
+        ref_audio_paths: list[str] | None,
+        generation_chunk_buffer_size: int | Literal["auto"] | None,
+    ) -> StreamingVoiceGenerator:
+        return await asyncio.to_thread(
+            StreamingVoiceGenerator,
+            self,
+            scene_prompt=scene_prompt,
+            speaker_descriptions=speaker_descriptions,
+            ref_audio_paths=ref_audio_paths,
+            generation_chunk_buffer_size=generation_chunk_buffer_size,
+        )
 
     def say_what_has_no_effect(self, stop_strings: list[str] | None, *, force_audio_gen: bool) -> None:
         """Warn, once each, about arguments that an audio-only model has no use for."""
@@ -701,9 +656,7 @@ class StreamingVoiceGenerator:
         for place, path in enumerate(paths):
             content = AudioContent(audio_url=os.fspath(path))
             self.ref_audio_ids.append(torch.from_numpy(self.serve_engine.encode_content(content).astype(np.int64)))
-            text = _transcript(Path(path))
-            if len(paths) > 1:
-                text = f"[SPEAKER{place}] {text}".rstrip()
+            text = clip_text(path, place, len(paths))
             self.base_messages += [Message("user", text), Message("assistant", content)]
 
     def _request(self, text: str, sampling: Sampling, window: Window) -> SpeakRequest:
@@ -874,17 +827,6 @@ def _audio_of(message: Message) -> AudioContent:
             "an assistant message in a conversation holds exactly one AudioContent; text of its own is not taken"
         )
     return sounds[0]
-
-
-def _transcript(clip: Path) -> str:
-    file = clip.with_suffix(".txt")
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        log.warning("there is no transcript of the reference clip %s: write what is said in it to %s", clip, file)
-    except (OSError, UnicodeDecodeError) as error:
-        log.warning("the transcript %s of a reference clip cannot be read: %s", file, error)
-    return ""
 
 
 __all__ = [

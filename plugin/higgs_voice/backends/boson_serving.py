@@ -12,20 +12,19 @@ import asyncio
 import base64
 import contextlib
 import importlib
-import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ..conversation.voice import system_text
+from ..documented import END_STRINGS, clip_text, generate_streaming_with_context
 from ..errors import DependencyError, EngineClosedError, SettingsError
 
 try:
@@ -40,10 +39,7 @@ except ModuleNotFoundError as error:
         "up an environment for it, .venv-boson"
     ) from error
 
-log = logging.getLogger("higgs_voice.boson")
-
 _Delta: Any = package.HiggsAudioStreamerDelta
-_STOP_STRINGS = ["<|end_of_text|>", "<|eot_id|>"]
 _POSTFIX = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 _AUDIO_START = "<|audio_out_bos|>"
 
@@ -100,6 +96,7 @@ def install(cls: Any = package.HiggsAudioServeEngine) -> None:
     """Give the package's engine the documented streaming; doing it again changes nothing."""
     cls.generate_delta_stream = generate_delta_stream
     cls.generate_streaming_with_context = generate_streaming_with_context
+    cls.open_generator = _open_generator
 
 
 @contextlib.contextmanager
@@ -147,7 +144,7 @@ async def generate_delta_stream(
                 return
             settings: dict[str, Any] = {}
             if not force_audio_gen or stop_strings is not None:
-                strings = _STOP_STRINGS if stop_strings is None else stop_strings
+                strings = list(END_STRINGS) if stop_strings is None else stop_strings
                 settings |= {"stop_strings": strings, "tokenizer": self.tokenizer}
             if force_audio_gen:
                 ends = _AudioEnds(self.tokenizer.convert_tokens_to_ids("<|audio_eos|>"))
@@ -262,11 +259,12 @@ class StreamingVoiceGenerator:
             clip = data_types.AudioContent(audio_url=os.fspath(path))
             codes = _codes(serve_engine, clip)
             assert codes is not None
-            text = _transcript(Path(path))
-            if len(ref_audio_paths or []) > 1:
-                text = f"[SPEAKER{place}] {text}".rstrip()
+            text = clip_text(path, place, len(ref_audio_paths or []))
             self.ref_audio_ids.append(codes)
             self.base_messages += [_message("user", text), _message("assistant", clip)]
+
+    def close(self) -> None:
+        """Nothing is kept beside the lists; it is here for code that runs on either engine."""
 
     async def generate_streaming(
         self,
@@ -335,55 +333,20 @@ class StreamingVoiceGenerator:
             del self.generation_messages[: max(0, len(self.generation_messages) - 2 * keep)]
 
 
-async def generate_streaming_with_context(
+async def _open_generator(
     self: Any,
-    text_chunks: list[str],
-    scene_prompt: str | None = None,
-    speaker_descriptions: str | list[str] | None = None,
-    ref_audio_paths: list[str] | None = None,
-    generation_chunk_buffer_size: int | None = 5,
-    max_new_tokens: int = 2048,
-    temperature: float = 0.7,
-    top_k: int | None = None,
-    top_p: float = 0.95,
-    stop_strings: list[str] | None = None,
-    force_audio_gen: bool = True,
-    ras_win_len: int | None = 7,
-    ras_win_max_num_repeat: int = 2,
-    seed: int | None = None,
-) -> AsyncGenerator[Any]:
-    """The documented call: deltas of every chunk, each chunk spoken in the context of those before it."""
-    generator = StreamingVoiceGenerator(
+    scene_prompt: str | None,
+    speaker_descriptions: str | list[str] | None,
+    ref_audio_paths: list[str] | None,
+    generation_chunk_buffer_size: int | None,
+) -> StreamingVoiceGenerator:
+    return StreamingVoiceGenerator(
         self, scene_prompt, speaker_descriptions, ref_audio_paths, generation_chunk_buffer_size
     )
-    stream = generator.generate_streaming(
-        text_chunks,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop_strings=stop_strings,
-        force_audio_gen=force_audio_gen,
-        ras_win_len=ras_win_len,
-        ras_win_max_num_repeat=ras_win_max_num_repeat,
-        seed=seed,
-    )
-    async with contextlib.aclosing(stream) as deltas:
-        async for delta in deltas:
-            yield delta
 
 
 def _message(role: str, content: Any) -> Any:
     return data_types.Message(role=role, content=content)
-
-
-def _transcript(clip: Path) -> str:
-    file = clip.with_suffix(".txt")
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        log.warning("there is no transcript of the reference clip %s: write what is said in it to %s", clip, file)
-        return ""
 
 
 __all__ = ["Codes", "StreamingVoiceGenerator", "install", "prepare_inputs", "without_codec"]
