@@ -22,11 +22,13 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from .. import errors
 from ..config import boson_python, cache_folder
+from ..conversation.synthesizer import FinishedEvent, FinishReason, SpeakRequest, SpeechEvent
 from ..errors import CheckpointError, DependencyError, EngineDiedError
 from .guards import Guards
 from .remote import RemoteSynthesizer
@@ -71,6 +73,10 @@ class BosonSynthesizer(Sounding):
         self._watcher: asyncio.Task[None] | None = None
         self._last_words: deque[str] = deque(maxlen=20)
         self._remote: RemoteSynthesizer | None = None
+        self._speaking: dict[str, str] = {}
+        """Chunks that are being spoken, and their sessions."""
+        self._stopped: set[str] = set()
+        """Those of them that were told to stop."""
 
     async def _connect(self) -> RemoteSynthesizer:
         python = find_python(self._python)
@@ -140,6 +146,36 @@ class BosonSynthesizer(Sounding):
                 await child.wait()
         if self._watcher is not None:
             await asyncio.gather(self._watcher, return_exceptions=True)
+
+    # Between two seeds of a chunk that collapsed, the child and the line to it know nothing of the chunk: a stop that comes then
+    # has to be remembered here.
+
+    async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
+        self._speaking[request.speech_id] = request.session_id
+        try:
+            async with aclosing(super().speak(request)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._speaking.pop(request.speech_id, None)
+            self._stopped.discard(request.speech_id)
+
+    async def _attempt(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
+        if request.speech_id in self._stopped:
+            yield FinishedEvent(FinishReason.STOPPED, 0)
+            return
+        async with aclosing(super()._attempt(request)) as events:
+            async for event in events:
+                yield event
+
+    def stop(self, speech_id: str) -> None:
+        if speech_id in self._speaking:
+            self._stopped.add(speech_id)
+        super().stop(speech_id)
+
+    def close_session(self, session_id: str) -> None:
+        self._stopped.update(speech for speech, session in self._speaking.items() if session == session_id)
+        super().close_session(session_id)
 
 
 def find_python(named: str | None = None) -> str:
