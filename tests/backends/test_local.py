@@ -341,6 +341,49 @@ async def test_a_collapse_is_tried_again_with_another_seed_before_the_first_byte
     assert finished.reason is FinishReason.EOS
 
 
+async def test_codes_read_a_step_late_are_the_same(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the next step is launched before the last one's codes are looked at."""
+    samplings = [Sampling(seed=11), Sampling(seed=12, max_new_tokens=30), GREEDY, Sampling(seed=14, max_new_tokens=25)]
+    items = [request(text, session=f"s{n}", sampling=samplings[n]) for n, text in enumerate(TEXTS[:4])]
+    engine = LocalSynthesizer(loaded=loaded)
+    await engine.start()
+    try:
+        at_once = [await speak(engine, item) for item in items]
+        for item in items:
+            engine.close_session(item.session_id)
+        on_worker(engine, lambda worker: setattr(worker, "_late", True))
+        late = await asyncio.gather(*(speak(engine, item) for item in items))
+        for (codes, _, finished), (others, _, other) in zip(at_once, late, strict=True):
+            np.testing.assert_array_equal(codes, others)
+            assert (finished.reason, finished.frames) == (other.reason, other.frames)
+
+        # A stop in mid-word, and the next chunk in the same slot, whose rows a step under way must not touch.
+        stream = engine.speak(request(TEXTS[0], session="s0", sampling=Sampling(seed=1, max_new_tokens=400)))
+        await anext(stream)
+        await stream.aclose()
+        again, _, _ = await speak(engine, items[0])
+        np.testing.assert_array_equal(again, at_once[0][0])
+        rows = worker_of(engine)._sessions["s0"].slots[0].rows
+        assert rows.audio.sum() <= at_once[0][0].shape[1] + 8
+
+        # Another seed after a collapse, with a step of the first one under way.
+        runner = worker_of(engine)._runner
+        take, seeds = runner.take, list[int]()
+
+        def ends_the_first(generation: Any, row: np.ndarray) -> Any:
+            if generation.seed not in seeds:
+                seeds.append(generation.seed)
+            return take(generation, np.full_like(row, runner.eos) if len(seeds) == 1 else row)
+
+        monkeypatch.setattr(runner, "take", ends_the_first)
+        codes, _, finished = await speak(engine, request(TEXTS[1], session="retry", sampling=Sampling(seed=5)))
+        assert len(seeds) == 2
+        assert codes.shape[1] > 5
+        assert finished.reason is FinishReason.EOS
+    finally:
+        await engine.aclose()
+
+
 async def test_a_worker_that_dies_in_mid_word_is_one_error_and_the_next_turn_works(loaded: Loaded) -> None:
     engine = LocalSynthesizer(loaded=loaded)
     await engine.start()

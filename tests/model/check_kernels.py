@@ -61,7 +61,7 @@ def main(heads_q: int, heads: int, dim: int, device: str) -> None:
     cos, sin = torch.randn(rows, 1, dim), torch.randn(rows, 1, dim)
     lines = torch.tensor([slot.index for slot in slots] + [pool.padding])
     positions = torch.tensor([slot.length for slot in slots] + [0])
-    expected = pool.decode(slots, lines, positions)(1, qkv, cos, sin)[:-1]
+    expected = pool.decode(slots, [slot.length for slot in slots], lines, positions)(1, qkv, cos, sin)[:-1]
     there = [x.to(device) for x in (qkv, cos, sin)]
     found = other.decode_lines(lines.to(device), positions.to(device))(1, *there).cpu()
     assert torch.isfinite(found).all()
@@ -90,7 +90,11 @@ def step() -> None:
         codes, positions = runner.sampler.last(lines)
         pool = runner.pool
         slots = [generation.slot for generation in generations]
-        attend = pool.decode_lines if isinstance(pool, PagedPool) else partial(pool.decode, slots)
+        attend = (
+            pool.decode_lines
+            if isinstance(pool, PagedPool)
+            else partial(pool.decode, slots, [slot.length for slot in slots])
+        )
         logits.append(runner.forward.decode(codes, positions, attend(lines.index, positions)))
         drawn += [[result.row.tolist() for result in runner.step(generations)] for _ in range(2)]
         if isinstance(pool, PagedPool):

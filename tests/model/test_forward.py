@@ -96,7 +96,7 @@ def test_decoding_equals_prefilling(tiny: Any, kind: type[KvPool]) -> None:
             slot.reserve(slot.length + 1)
         positions = torch.tensor([slot.length for slot in slots])
         lines = torch.tensor([slot.index for slot in slots])
-        logits = forward.decode(codes, positions, pool.decode(slots, lines, positions))
+        logits = forward.decode(codes, positions, pool.decode(slots, [slot.length for slot in slots], lines, positions))
         for index, slot in enumerate(slots):
             fed = audio[start + index : start + index + 1]
             slot.append(fed)

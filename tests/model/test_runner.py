@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -181,7 +182,9 @@ def test_logits_are_the_same_bits_in_every_company(
         slots = [generations[index].slot for index in which]
         lines = runner.sampler.gather(torch.tensor([slot.index for slot in slots]))
         row, positions = runner.sampler.last(lines)
-        return runner.forward.decode(row, positions, runner.pool.decode(slots, lines.index, positions))
+        return runner.forward.decode(
+            row, positions, runner.pool.decode(slots, [slot.length for slot in slots], lines.index, positions)
+        )
 
     for generation in generations:
         generation.slot.reserve(generation.slot.length + 1)
@@ -250,17 +253,31 @@ def test_frames_are_the_codes_of_the_rows(runner: Runner, slot: KvSlot) -> None:
     np.testing.assert_array_equal(slot.rows.codes[slot.rows.audio], np.array(rows)[:-1])
 
 
-def test_steps_are_launched_before_the_last_ones_are_read(runner: Runner, slot: KvSlot) -> None:
-    runner.align(slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello."))
-    rows = speak(runner, runner.start(slot, GREEDY, 0))
-    runner.align(slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello."))
-    generation = runner.start(slot, GREEDY, 0)
-    ahead = [generation.row]
-    for _ in range(8):
-        result = runner.launch([generation]).results()[0]
-        assert result.row is not None
-        ahead.append(result.row)
-    np.testing.assert_array_equal(np.array(ahead), rows[:9])
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_step_launched_before_the_last_one_is_read_draws_the_same(nano: Any, paged: bool) -> None:
+    runner = Runner(nano, paged=paged, graphs=False, max_rows=2048)
+    slots = [runner.pool.acquire() for _ in range(2)]
+    texts = ("Hello.", "Your order is ready, and it is at the door.")
+    samplings = (GREEDY.replace(max_new_tokens=14), Sampling(max_new_tokens=300))
+
+    def begin() -> list[Generation]:
+        for slot, text in zip(slots, texts, strict=True):
+            runner.align(slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening(text))
+        return [runner.start(slot, sampling, 7) for slot, sampling in zip(slots, samplings, strict=True)]
+
+    alone = [speak(runner, generation) for generation in begin()]
+    generations = begin()
+    rows = [[generation.row] for generation in generations]
+    under_way = deque([runner.launch(generations)])
+    while under_way:
+        going = [generation for generation in generations if generation.may_step]
+        if going:  # past the first growth of the pool's storage, with a step under way
+            under_way.append(runner.launch(going))
+        for result in under_way.popleft().results():
+            assert result.row is not None
+            rows[generations.index(result.generation)].append(result.row)
+    for ahead, expected in zip(rows, alone, strict=True):
+        np.testing.assert_array_equal(np.array(ahead), expected)
 
 
 def test_full_memory_refuses_one_and_the_others_go_on(nano: Any, codes: Any) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..audio import FRAME_RATE, SAMPLE_RATE, to_int16
+from ..audio import FRAME_RATE, HOP, SAMPLE_RATE, to_int16
 from ..codec import Decoder, DecodeStream, Encoder
 from ..config import Sampling
 from ..conversation.synthesizer import (
@@ -34,6 +35,7 @@ from ..model.prompt import PromptBuilder, Rows
 from ..model.runner import Runner
 from ..model.scheduler import Scheduler
 from ..model.worker import Job, Worker
+from .decoding import DecodeThread
 from .guards import Guards, SilenceWatch
 
 log = logging.getLogger("higgs_voice.local")
@@ -71,64 +73,100 @@ class _Channel:
 
 
 class _Stream:
-    """One chunk on its way out; lives on the worker's thread. Implements the worker's `Listener`."""
+    """One chunk on its way out: codes in on the worker's thread, sound out on the codec's. Implements the worker's `Listener`
+    and the codec's `Sounding`."""
 
-    def __init__(self, channel: _Channel, guards: Guards, decode: DecodeStream | None, codebooks: int) -> None:
+    def __init__(
+        self, channel: _Channel, guards: Guards, decode: DecodeStream, sound: DecodeThread | None, codebooks: int
+    ) -> None:
         self.channel = channel
         self._no_codes: Codes = np.zeros((codebooks, 0), dtype=np.int16)
         self.decode = decode
+        self.closed = False
         self.job: Job | None = None
+        self._sound = sound
+        """Who makes sound of the codes; None where the codes are all that is wanted."""
         self._watch = SilenceWatch(guards)
+        self._lock = threading.Lock()
         self._codes: list[Codes] = []
         self._frames = 0
         self._sent = 0
         self._first_at: float | None = None
+        self._ending: tuple[FinishReason, Exception | None] = FinishReason.EOS, None
 
     def view(self) -> tuple[float, float]:
+        made = self._frames * HOP if self._sound is not None else 0
+        waiting = (max(made, self._sent) - self.channel.taken) / SAMPLE_RATE
         if self._first_at is None:
-            return -1.0, 0.0  # who has sent nothing yet is the most urgent
-        buffered = self._sent / SAMPLE_RATE - (time.monotonic() - self._first_at)
-        return buffered, (self._sent - self.channel.taken) / SAMPLE_RATE
+            return -1.0, waiting  # who has sent nothing yet is the most urgent
+        return self._sent / SAMPLE_RATE - (time.monotonic() - self._first_at), waiting
+
+    # The worker's thread
 
     def push(self, codes: Codes) -> None:
-        self._codes.append(codes)
-        self._frames += codes.shape[1]
-        if self.decode is not None:
-            self.decode.push(codes)
+        with self._lock:
+            self._codes.append(codes)
+            self._frames += codes.shape[1]
+        if self._sound is not None:
+            self._sound.push(self, codes)
         else:
             self.send(np.zeros(0, dtype=np.float32))
 
-    def send(self, samples: NDArray[np.float32]) -> None:
-        """More sound, float32 [n], with the codes known since the last."""
-        if not samples.size and not self._codes:
-            return
-        if self._first_at is None:
-            self._first_at = time.monotonic()
-            if self.job is not None:
-                self.job.timings["ttfa"] = self._first_at - self.job.submitted
-        codes = np.concatenate(self._codes, axis=1) if self._codes else self._no_codes
-        self._codes.clear()
-        self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
-        self._sent += samples.size
-        if (error := self._watch.hear(samples)) is not None and self.job is not None:
-            self.job.end_with = (FinishReason.SILENCE, error)
-
     def ended(self, reason: str, error: Exception | None) -> None:
         if reason == "error":
-            self.channel.put(error if error is not None else EngineDiedError("the engine failed"))
+            self.fail(error if error is not None else EngineDiedError("the engine failed"))
             return
-        if self.decode is not None and reason != FinishReason.STOPPED:
-            self.decode.finish()
-            while self.decode.ready:
-                self.send(self.decode.pull())
-        self.channel.put(
-            FinishedEvent(
-                reason=FinishReason(reason),
+        self._ending = FinishReason(reason), error
+        if self._sound is None or self._ending[0] is FinishReason.STOPPED:
+            self.finish()
+        else:
+            self._sound.end(self)
+
+    # The codec's thread
+
+    def send(self, samples: NDArray[np.float32]) -> None:
+        """More sound, float32 [n], with the codes known since the last."""
+        with self._lock:
+            if self.closed or (not samples.size and not self._codes):
+                return
+            if self._first_at is None:
+                self._first_at = time.monotonic()
+                if self.job is not None:
+                    self.job.timings["ttfa"] = self._first_at - self.job.submitted
+            codes = np.concatenate(self._codes, axis=1) if self._codes else self._no_codes
+            self._codes.clear()
+            self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
+            self._sent += samples.size
+        if (error := self._watch.hear(samples)) is not None:
+            self._ending = FinishReason.SILENCE, error
+            self.finish()
+
+    # Either thread
+
+    def finish(self) -> None:
+        """The event that ends it; the model, if it goes on, is stopped by who reads it."""
+        reason, error = self._ending
+        if self.job is not None:
+            self.job.timings["total"] = time.monotonic() - self.job.submitted
+        self._close(
+            lambda: FinishedEvent(
+                reason=reason,
                 frames=self._frames,
                 error=error if isinstance(error, SynthesisError) else None,
                 timings=dict(self.job.timings) if self.job is not None else {},
             )
         )
+
+    def fail(self, error: Exception) -> None:
+        self._close(lambda: error)
+
+    def _close(self, last: Callable[[], SpeechEvent | Exception]) -> None:
+        """The last event of the stream; what comes after it is dropped."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+            self.channel.put(last())
 
 
 class LocalSynthesizer:
@@ -168,6 +206,7 @@ class LocalSynthesizer:
         self._loaded = loaded
         self._info: EngineInfo | None = None
         self._worker: Worker | None = None
+        self._sound: DecodeThread | None = None
         self._starting: asyncio.Lock = asyncio.Lock()
         self._codec_lock = asyncio.Lock()
         self._closed = False
@@ -197,7 +236,9 @@ class LocalSynthesizer:
         self._encoder = Encoder(loaded.codec)
         runner = Runner(loaded, **self._pool_options)
         self._worker = Worker(runner, self._scheduler, self._deliver, threads=self._threads)
+        self._sound = DecodeThread(self._decoder, loaded.device, threads=max(1, self._threads // 2))
         self._worker.start()
+        self._sound.start()
         self._info = EngineInfo(
             model=loaded.name,
             sample_rate=SAMPLE_RATE,
@@ -224,34 +265,36 @@ class LocalSynthesizer:
     async def aclose(self) -> None:
         self._closed = True
         worker, self._worker = self._worker, None
+        sound, self._sound = self._sound, None
         if worker is not None:
             await asyncio.to_thread(worker.shutdown)
+        if sound is not None:
+            await asyncio.to_thread(sound.shutdown)
 
     # Speaking
 
     async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         worker = self._running()
         channel = _Channel(asyncio.get_running_loop())
-        stream = _Stream(channel, self._guards, self._decoder.open() if request.pcm else None, self.info.num_codebooks)
+        sound = self._sound if request.pcm else None
+        stream = _Stream(channel, self._guards, self._decoder.open(), sound, self.info.num_codebooks)
         job = self._job(request, stream)
         stream.job = job
         worker.submit(job)
-        ended = False
         try:
             while True:
                 event = await channel.get()
                 if isinstance(event, Exception):
-                    ended = True
                     raise event
                 if isinstance(event, FinishedEvent):
-                    ended = True
+                    worker.leave(job)  # where the sound ended it, the model has not
                     yield event
                     return
                 worker.wake()
                 yield event
         finally:
-            if not ended:
-                worker.stop(job.key)
+            stream.closed = True
+            worker.leave(job)
 
     def _job(self, request: SpeakRequest, stream: _Stream) -> Job:
         prefix = self._prefix_rows(request.context.voice)
@@ -324,7 +367,11 @@ class LocalSynthesizer:
     @property
     def capacity(self) -> float | None:
         """Streams that this engine can speak at once without gaps, by what its recent steps took; None until it is known."""
-        return self._worker.pace.capacity(self._scheduler.max_batch) if self._worker is not None else None
+        if self._worker is None or self._sound is None:
+            return None
+        steps = self._worker.pace.capacity(self._scheduler.max_batch)
+        sound = self._sound.capacity
+        return min(steps, sound) if steps is not None and sound is not None else steps
 
     # Inside
 
@@ -336,18 +383,14 @@ class LocalSynthesizer:
         return self._worker
 
     def _deliver(self, moved: Sequence[tuple[Job, NDArray[np.int16]]]) -> None:
-        """On the worker's thread: frames of one step, decoded together."""
-        ready: list[_Stream] = []
+        """On the worker's thread: frames of one step."""
         for job, codes in moved:
             stream = job.listener
             assert isinstance(stream, _Stream)
-            stream.push(codes)
-            if stream.decode is not None and stream.decode.ready:
-                ready.append(stream)
-        if ready:
-            decoded = self._decoder.decode_ready([stream.decode for stream in ready if stream.decode is not None])
-            for stream, samples in zip(ready, decoded, strict=True):
-                stream.send(samples)
+            if stream.closed:
+                job.stopped = True  # the sound ended it
+            else:
+                stream.push(codes)
 
     def _context_rows(self, context: ContextSpec) -> Rows:
         return Rows.concat(

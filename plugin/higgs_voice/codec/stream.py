@@ -93,6 +93,13 @@ class DecodeStream:
         """Whether `pull` would give sound."""
         return self._plan() is not None
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Of the next piece: frames before it, of it, and behind it that are looked at; None when nothing is ready. Pieces of
+        one shape are decoded in one batch."""
+        plan = self._plan()
+        return (min(self._done, self._decoder.reach), *plan) if plan is not None else None
+
     def pull(self) -> Samples:
         """The next samples [n], float32; empty when nothing is ready. Repeat while `ready`."""
         return self._decoder.decode_ready([self])[0]

@@ -189,8 +189,9 @@ class KvPool(ABC):
         """Attention of ``count`` new rows behind those that a slot holds; they see one another causally."""
 
     @abstractmethod
-    def decode(self, slots: Sequence[KvSlot], lines: Tensor, positions: Tensor) -> Attend:
-        """Attention of one new row for each slot. ``qkv`` may have more rows than slots; they come out as zeros.
+    def decode(self, slots: Sequence[KvSlot], lengths: Sequence[int], lines: Tensor, positions: Tensor) -> Attend:
+        """Attention of one new row for each slot. ``qkv`` may have more rows than slots; they come out as zeros. ``lengths`` are
+        the rows before it: those held, and those of steps under way.
 
         ``lines`` [B] are the slots' indices and ``positions`` [B] the rows they hold, on the device. Who looks at these alone
         can be captured in a graph.
@@ -254,8 +255,8 @@ class ContiguousPool(KvPool):
             )
         except RuntimeError as error:  # torch has no narrower one for an allocation on the CPU that fails
             raise self._busy(length) from error
-        if slot.length:
-            data[..., : slot.length, :] = self._data[slot.index][..., : slot.length, :]
+        if held:  # all of it: behind the length there may be rows of steps under way
+            data[..., :held, :] = self._data[slot.index]
         self._taken += capacity - held
         self._data[slot.index] = data
         self._layers[slot.index] = list(data)
@@ -291,8 +292,8 @@ class ContiguousPool(KvPool):
 
         return attend
 
-    def decode(self, slots: Sequence[KvSlot], lines: Tensor, positions: Tensor) -> Attend:
-        held = [(self._layers[slot.index], slot.length) for slot in slots]
+    def decode(self, slots: Sequence[KvSlot], lengths: Sequence[int], lines: Tensor, positions: Tensor) -> Attend:
+        held = [(self._layers[slot.index], length) for slot, length in zip(slots, lengths, strict=True)]
         heads, dim = self.shape.heads, self.shape.head_dim
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -410,7 +411,10 @@ class PagedPool(KvPool):
         return whole[0], whole[1]
 
     def prefill(self, slot: KvSlot, count: int) -> Attend:
-        past, end = slot.length, slot.length + count
+        return self._prefill(slot, slot.length, count)
+
+    def _prefill(self, slot: KvSlot, past: int, count: int) -> Attend:
+        end = past + count
         pages = torch.tensor(self._pages[slot.index][: -(-end // PAGE)], device=self.shape.device)
         places = torch.arange(past, end, device=self.shape.device)
         of, within = pages[places // PAGE], places % PAGE
@@ -426,10 +430,10 @@ class PagedPool(KvPool):
 
         return attend
 
-    def decode(self, slots: Sequence[KvSlot], lines: Tensor, positions: Tensor) -> Attend:
+    def decode(self, slots: Sequence[KvSlot], lengths: Sequence[int], lines: Tensor, positions: Tensor) -> Attend:
         if self.shape.device.type == "cuda":
             return self.decode_lines(lines, positions)
-        each = [self.prefill(slot, 1) for slot in slots]
+        each = [self._prefill(slot, length, 1) for slot, length in zip(slots, lengths, strict=True)]
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             out = qkv.new_zeros(qkv.shape[0], (qkv.shape[1] - 2 * self.shape.heads) * self.shape.head_dim)

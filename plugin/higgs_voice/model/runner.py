@@ -51,12 +51,17 @@ class Generation:
     frames: int = 0
     """Frames completed."""
     finished: bool = False
-    """Whether the last row was EOS in all codebooks."""
+    """Whether the last row was EOS in all codebooks, or nobody wants what comes: steps under way are not taken any more."""
 
     @property
     def exhausted(self) -> bool:
         """Whether `Sampling.max_new_tokens` rows were produced."""
         return self.produced >= self.sampling.max_new_tokens
+
+    @property
+    def may_step(self) -> bool:
+        """Whether a step launched now could count, as far as is known: those under way do not make it exhausted."""
+        return not self.finished and self.produced + self.pending < self.sampling.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -223,9 +228,10 @@ class Runner:
         which = [generation.slot.index for generation in ready]
         if self._graphed is None:
             slots = [generation.slot for generation in ready]
-            self.forward.extend_positions(max(slot.length for slot in slots) + 1)
+            lengths = [generation.slot.length + generation.pending - 1 for generation in ready]
+            self.forward.extend_positions(max(lengths) + 1)
             lines = self.sampler.lines(which, [generation.sampling for generation in ready])
-            rows = self._step(lines, partial(self.pool.decode, slots))
+            rows = self._step(lines, partial(self.pool.decode, slots, lengths))
             return PendingStep(self, ready, rows, None, refused)
         if self.sampler.window != self._window:  # a longer window came: the tables are other tensors now
             self._graphed.reset()

@@ -25,7 +25,7 @@ from ..config import Sampling
 from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, NoAudioError, RunawayError
 from .kv import KvSlot
 from .prompt import Rows
-from .runner import PIECE, Generation, Runner
+from .runner import PIECE, Generation, PendingStep, Runner, StepResult
 from .scheduler import JobView, Pace, Scheduler
 
 log = logging.getLogger("higgs_voice.worker")
@@ -69,8 +69,6 @@ class Job:
     """The window after this chunk, less its own exchange; prefilled in the background."""
     retries: int = 2
     stopped: bool = False
-    end_with: tuple[str, Exception | None] | None = None
-    """Set by a listener that wants the stream ended (silence)."""
     frames: int = 0
     timings: dict[str, float] = field(default_factory=dict[str, float])
     submitted: float = 0.0
@@ -114,8 +112,11 @@ class Worker:
         deliver: Deliver,
         *,
         threads: int | None = None,
+        late: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``late``: a step's codes are read after the next one was launched, so that the device never waits for the host; None
+        is yes on a GPU. A stream's end is seen one step late then, which costs that step and changes nothing else."""
         self.steps = 0
         """Steps taken, for tests and metrics."""
         self.pace = Pace()
@@ -126,10 +127,14 @@ class Worker:
         self._scheduler = scheduler
         self._deliver = deliver
         self._threads = threads
+        self._late = runner.device.type == "cuda" if late is None else late
+        self._launched: tuple[PendingStep, list[Job]] | None = None
+        """The step under way, where codes are read late."""
         self._clock = clock
         self._wake = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[int, Job] = {}
+        """By arrival: a key may come again before the job that had it is over."""
         self._sessions: dict[str, _Session] = {}
         self._prefixes: OrderedDict[bytes, KvSlot] = OrderedDict()
         self._closing = False
@@ -152,16 +157,21 @@ class Worker:
                 raise EngineClosedError("this engine is closed")
             self._orders += 1
             job.order = self._orders
-            self._jobs[job.key] = job
+            self._jobs[job.order] = job
             self._commands.append(lambda: self._enter(job))
             self._wake.notify()
 
     def stop(self, key: str) -> None:
         with self._wake:
-            job = self._jobs.get(key)
-            if job is not None:
-                job.stopped = True
-                self._wake.notify()
+            for job in self._jobs.values():
+                job.stopped = job.stopped or job.key == key
+            self._wake.notify()
+
+    def leave(self, job: Job) -> None:
+        """Nobody listens to this job any more; another one may have its key by now."""
+        with self._wake:
+            job.stopped = True
+            self._wake.notify()
 
     def prepare(self, session: str, rows: Rows, prefix: int) -> None:
         """Have this context ready, when there is time."""
@@ -235,17 +245,17 @@ class Worker:
                 command = self._commands.popleft()
             command()
         self._end_stopped()
-        running = {job.key: job for session in self._sessions.values() if (job := session.active) is not None}
+        running = {str(job.order): job for session in self._sessions.values() if (job := session.active) is not None}
         views: list[JobView] = []
-        for job in running.values():
+        for key, job in running.items():
             buffered, waiting = job.listener.view()
-            views.append(JobView(job.key, job.order, job.generation is None, buffered, waiting))
+            views.append(JobView(key, job.order, job.generation is None, buffered, waiting))
         background = next((name for name, item in self._sessions.items() if item.target is not None), None)
         plan = self._scheduler.plan(views, background=background is not None)
-        if plan.idle:
+        if plan.idle and self._launched is None:
             return False
         began = self._clock()
-        if plan.step:
+        if plan.step or self._launched is not None:
             self._step([running[key] for key in plan.step])
         if plan.prefill is not None and not running[plan.prefill].stopped:
             self._prefill(running[plan.prefill])
@@ -299,20 +309,30 @@ class Worker:
                 session.target, session.target_prefix, session.target_slot = job.next_rows, job.prefix, None
 
     def _step(self, jobs: list[Job]) -> None:
-        live = [job for job in jobs if not job.stopped]
-        if not live:
+        live = [job for job in jobs if not job.stopped and job.generation is not None and job.generation.may_step]
+        if not self._late:
+            if live:
+                self.steps += 1
+                self._take(self._runner.step([job.generation for job in live if job.generation is not None]), live)
             return
-        results = {
-            id(result.generation): result
-            for result in self._runner.step([job.generation for job in live if job.generation is not None])
-        }
-        self.steps += 1
+        before, self._launched = self._launched, None
+        if live:
+            self.steps += 1
+            step = self._runner.launch([job.generation for job in live if job.generation is not None])
+            self._launched = step, live
+        if before is not None:
+            self._take(before[0].results(), before[1])
+
+    def _take(self, stepped: list[StepResult], jobs: list[Job]) -> None:
+        """What a step drew, to the streams that are still there."""
+        results = {id(result.generation): result for result in stepped}
         moved: list[tuple[Job, NDArray[np.int16]]] = []
         ended: list[tuple[Job, str, Exception | None]] = []
-        for job in live:
+        for job in jobs:
             generation = job.generation
-            assert generation is not None
-            result = results[id(generation)]
+            result = results.get(id(generation))
+            if generation is None or result is None:
+                continue  # it ended, or began anew, while the step was under way
             if result.error is not None:
                 if not self._make_room():  # else the next tick tries again
                     ended.append((job, "error", result.error))
@@ -330,9 +350,6 @@ class Worker:
             self._deliver(moved)
         for job, reason, error in ended:
             self._end(job, reason, error)
-        for job, _ in moved:
-            if job.end_with is not None and job.key in self._jobs:
-                self._end(job, *job.end_with)
 
     def _ending(self, job: Job, generation: Generation) -> tuple[Job, str, Exception | None] | None:
         """How this stream is over, if it is."""
@@ -359,7 +376,7 @@ class Worker:
         job.seed = (job.seed * 1103515245 + 12345) % 2**31
         if job.sampling.temperature == 0:
             job.sampling = job.sampling.replace(temperature=0.7)  # greedy would do the same again
-        job.generation = None
+        self._leave(job)
         job.frames = 0
         job.held.clear()
         job.slot.crop(len(job.rows))
@@ -367,8 +384,8 @@ class Worker:
 
     def _end(self, job: Job, reason: str, error: Exception | None) -> None:
         with self._wake:
-            self._jobs.pop(job.key, None)
-        job.generation = None
+            self._jobs.pop(job.order, None)
+        self._leave(job)
         session = self._sessions.get(job.session)
         if session is not None:
             session.used = self._clock()
@@ -386,6 +403,13 @@ class Worker:
         job.listener.ended(reason, error)
         if session is not None and session.active is None and session.waiting:
             self._begin(session, session.waiting.popleft())
+
+    @staticmethod
+    def _leave(job: Job) -> None:
+        """The stream's generation is no more; a step of it that is under way counts for nothing."""
+        if job.generation is not None:
+            job.generation.finished = True
+        job.generation = None
 
     def _any_stopped(self) -> bool:
         return any(job.stopped for job in self._jobs.values())
@@ -503,7 +527,7 @@ class Worker:
         if session is None:
             return
         for job in (session.active, *session.waiting):
-            if job is not None and job.key in self._jobs:
+            if job is not None and job.order in self._jobs:
                 self._end(job, "stopped", None)
         for slot in session.slots:
             self.pool.release(slot)
@@ -530,8 +554,9 @@ class Worker:
                 session.waiting.clear()
                 session.target = None
             self._commands.clear()
+        self._launched = None
         for job in jobs:
-            job.generation = None
+            self._leave(job)
             job.listener.ended(reason, error)
 
     def _free_all(self) -> None:
