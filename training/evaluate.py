@@ -9,17 +9,20 @@ All speech comes through the engine as it ships (`create_backend("nano")`). What
 - `codec_wer_ratio`: word error of flite's speech after encode and decode, over that before;
 - `similarity_slope`: change a turn of the speaker embedding's cosine (resemblyzer) to the first turns of a conversation;
 - `clone_accuracy`: how often, of the four training voices, the one in the reference clip is nearest to what is spoken;
-- `rtf_one_core`: processor seconds for a second of speech.
+- `rtf_one_core`: processor seconds for a second of speech;
+- `runaways`: what did not end by itself, but at the limit of its length, in silence or without sound, of how many: of the single
+  sentences, and of the turns of the conversation with and without the rolling context.
 """
 
 import argparse
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jiwer
 import numpy as np
 import soxr
 import torch
@@ -67,6 +70,16 @@ class Said:
     audio: Samples
     reasons: tuple[str, ...]
 
+    @property
+    def ended(self) -> bool:
+        """Whether every chunk of it ended by itself."""
+        return all(reason == "eos" for reason in self.reasons)
+
+
+def runaways(said: Sequence[Said]) -> dict[str, int]:
+    """How many did not end by themselves, of how many."""
+    return {"count": sum(not one.ended for one in said), "of": len(said)}
+
 
 class Speaker:
     """The engine as a user has it."""
@@ -96,15 +109,18 @@ class Speaker:
 
 async def word_error(speaker: Speaker, sentences: list[str]) -> dict[str, object]:
     """Word error of the voice and of flite on the same sentences, half of them feminine and half masculine."""
+    import jiwer
+
     told: dict[str, list[str]] = {name: [] for name in ("truth", "nano", "flite", "codec")}
-    odd = seconds = audio_s = 0.0
+    spoken: list[Said] = []
+    seconds = audio_s = 0.0
     for number, text in enumerate(sentences):
         name = ("slt", "rms")[number % 2]
         begun = time.process_time()
         said = (await speaker.conversation([text], Voice.create(speakers=[DESCRIBED[name]])))[0]
         seconds += time.process_time() - begun
         audio_s += len(said.audio) / SAMPLE_RATE
-        odd += any(reason not in ("eos", "end") for reason in said.reasons)
+        spoken.append(said)
         original = flite(text, name)
         again = await speaker.engine.decode(await speaker.engine.encode(original))
         told["truth"].append(words(text))
@@ -118,7 +134,8 @@ async def word_error(speaker: Speaker, sentences: list[str]) -> dict[str, object
         "cer": letters,
         "wer_ratio": error["nano"] / error["flite"],
         "codec_wer_ratio": error["codec"] / error["flite"],
-        "ended_otherwise": int(odd),
+        "ended_otherwise": runaways(spoken)["count"],
+        "runaways": runaways(spoken),
         "rtf_one_core": seconds / audio_s,
     }
 
@@ -165,6 +182,7 @@ async def consistency(speaker: Speaker, sentences: list[str]) -> dict[str, objec
             "slope": float(np.polyfit(turns, similar, 1)[0]),
             "f0_drift_semitones": float(np.polyfit(turns, tones, 1)[0] * (turns[-1] - turns[0])),
             "f0_sd_semitones": float(tones.std()),
+            "runaways": runaways(said),
         }
     true = embeddings([flite(text, "slt") for text in sentences[:10]])
     result["one_true_voice"] = float((true[1:] * true[:-1]).sum(1).mean())
@@ -241,6 +259,26 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     return report
 
 
+def last_line(report: dict[str, Any]) -> dict[str, Any]:
+    """What is published of a report; None for what was left out."""
+    spoken, voice, clone = (report.get(name, {}) for name in ("words", "voice", "clone"))
+    context, none = (voice.get(kind, {}) for kind in ("context", "none"))
+    line = {
+        "wer_ratio": spoken.get("wer_ratio"),
+        "codec_wer_ratio": spoken.get("codec_wer_ratio"),
+        "similarity_slope": context.get("slope"),
+        "clone_accuracy": clone.get("clone_accuracy"),
+        "rtf_one_core": spoken.get("rtf_one_core"),
+    }
+    return {name: None if value is None else round(value, 4) for name, value in line.items()} | {
+        "runaways": {
+            "sentences": spoken.get("runaways"),
+            "turns": context.get("runaways"),
+            "turns_without_context": none.get("runaways"),
+        }
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sentences", type=int, default=100)
@@ -251,15 +289,7 @@ def main() -> None:
     torch.set_num_threads(1)
     report = asyncio.run(run(options))
     print(json.dumps(report, indent=1))
-    spoken, voice, clone = (report.get(name, {}) for name in ("words", "voice", "clone"))
-    line = {
-        "wer_ratio": spoken.get("wer_ratio"),
-        "codec_wer_ratio": spoken.get("codec_wer_ratio"),
-        "similarity_slope": voice.get("context", {}).get("slope"),
-        "clone_accuracy": clone.get("clone_accuracy"),
-        "rtf_one_core": spoken.get("rtf_one_core"),
-    }
-    print(json.dumps({name: None if value is None else round(value, 4) for name, value in line.items()}))
+    print(json.dumps(last_line(report)))
 
 
 if __name__ == "__main__":
