@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from higgs_voice import ChunkReport, Sampling, SessionSettings, Voice, VoiceSession, Window
-from higgs_voice.backends.local import Guards, LocalSynthesizer
+from higgs_voice.backends.local import Guards, LocalSynthesizer, _Channel, _Listening, _Stream
 from higgs_voice.conversation.synthesizer import (
     AudioEvent,
     ContextSpec,
@@ -35,7 +36,7 @@ from higgs_voice.errors import (
 )
 from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
-from higgs_voice.model.scheduler import Scheduler
+from higgs_voice.model.scheduler import NOT_STARTED, Scheduler
 
 GREEDY = Sampling(temperature=0.0, ras_win_len=None, seed=0, max_new_tokens=28)
 TEXTS = (
@@ -504,6 +505,21 @@ async def test_an_abandoned_stream_is_stopped(engine: LocalSynthesizer) -> None:
     on_worker(engine, lambda _: None)
     assert engine.active == 0
     engine.close_session("left")
+
+
+async def test_the_next_chunk_is_as_urgent_as_its_listener_is_near_silence(engine: LocalSynthesizer) -> None:
+    """Not the most urgent of all because it has sent nothing itself, while the one before it still plays."""
+    listener = engine._listening.setdefault("urgency", _Listening())
+    stream = _Stream(_Channel(asyncio.get_running_loop()), Guards(), engine._decoder.open(), None, listener, 8)
+    assert stream.view()[0] == NOT_STARTED
+    listener.until = time.monotonic() + 100.0
+    assert 90.0 < stream.view()[0] <= 100.0
+    stream.send(np.zeros(24_000, np.float32))
+    assert 91.0 < stream.view()[0] <= 101.0
+    stream.ended("stopped", None)  # an interruption: nobody listens to the rest
+    assert stream.view()[0] < 0
+    engine.close_session("urgency")
+    assert "urgency" not in engine._listening
 
 
 async def test_special_tokens_in_text_are_text(engine: LocalSynthesizer) -> None:

@@ -26,6 +26,16 @@ def test_background_work_waits_for_everybody() -> None:
     assert not plan([JobView("reading", 0, True)], background=True).background
 
 
+def test_a_prefill_waits_for_who_is_about_to_run_dry_but_not_for_long() -> None:
+    scheduler = Scheduler(scarce_s=0.12, patience=3)
+    for buffered, waits in ((-1.0, False), (-0.05, True), (0.08, True), (0.2, False)):
+        plan = scheduler.plan([JobView("plays", 0, False, buffered), JobView("new", 1, True)], background=True)
+        assert plan.step == ("plays",)
+        assert (plan.prefill, plan.put_off) == ((None, "new") if waits else ("new", None))
+    plan = scheduler.plan([JobView("plays", 0, False, 0.08), JobView("new", 1, True, put_off=3)], background=True)
+    assert (plan.prefill, plan.put_off) == ("new", None)
+
+
 def paced(cost: dict[int, float], ticks: int = 200) -> Pace:
     pace, rng = Pace(), random.Random(1)
     for _ in range(ticks):

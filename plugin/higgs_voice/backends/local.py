@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from ..errors import EngineClosedError, EngineDiedError, SynthesisError
 from ..model.loading import Loaded, load
 from ..model.prompt import PromptBuilder, Rows
 from ..model.runner import Runner
-from ..model.scheduler import Scheduler
+from ..model.scheduler import NOT_STARTED, Scheduler
 from ..model.worker import Job, Worker
 from .decoding import DecodeThread
 from .guards import Guards, SilenceWatch
@@ -72,14 +73,29 @@ class _Channel:
         return event
 
 
+@dataclass(slots=True)
+class _Listening:
+    """What the listener of a session has left to hear, over all of its chunks; plain floats, for any thread."""
+
+    until: float = 0.0
+    """When all that was sent will have been played."""
+
+
 class _Stream:
     """One chunk on its way out: codes in on the worker's thread, sound out on the codec's. Implements the worker's `Listener`
     and the codec's `Sounding`."""
 
     def __init__(
-        self, channel: _Channel, guards: Guards, decode: DecodeStream, sound: DecodeThread | None, codebooks: int
+        self,
+        channel: _Channel,
+        guards: Guards,
+        decode: DecodeStream,
+        sound: DecodeThread | None,
+        listening: _Listening,
+        codebooks: int,
     ) -> None:
         self.channel = channel
+        self._listening = listening
         self._no_codes: Codes = np.zeros((codebooks, 0), dtype=np.int16)
         self.decode = decode
         self.closed = False
@@ -91,15 +107,13 @@ class _Stream:
         self._codes: list[Codes] = []
         self._frames = 0
         self._sent = 0
-        self._first_at: float | None = None
         self._ending: tuple[FinishReason, Exception | None] = FinishReason.EOS, None
 
     def view(self) -> tuple[float, float]:
         made = self._frames * HOP if self._sound is not None else 0
         waiting = (max(made, self._sent) - self.channel.taken) / SAMPLE_RATE
-        if self._first_at is None:
-            return -1.0, waiting  # who has sent nothing yet is the most urgent
-        return self._sent / SAMPLE_RATE - (time.monotonic() - self._first_at), waiting
+        buffered = self._listening.until - time.monotonic()
+        return (NOT_STARTED if not self._sent and buffered <= 0 else buffered), waiting
 
     # The worker's thread
 
@@ -117,7 +131,10 @@ class _Stream:
             self.fail(error if error is not None else EngineDiedError("the engine failed"))
             return
         self._ending = FinishReason(reason), error
-        if self._sound is None or self._ending[0] is FinishReason.STOPPED:
+        if self._ending[0] is FinishReason.STOPPED:
+            self._listening.until = 0.0  # who interrupts does not listen to the rest
+            self.finish()
+        elif self._sound is None:
             self.finish()
         else:
             self._sound.end(self)
@@ -129,10 +146,10 @@ class _Stream:
         with self._lock:
             if self.closed or (not samples.size and not self._codes):
                 return
-            if self._first_at is None:
-                self._first_at = time.monotonic()
-                if self.job is not None:
-                    self.job.timings["ttfa"] = self._first_at - self.job.submitted
+            now = time.monotonic()
+            self._listening.until = max(self._listening.until, now) + samples.size / SAMPLE_RATE
+            if self.job is not None:
+                self.job.timings.setdefault("ttfa", now - self.job.submitted)
             codes = np.concatenate(self._codes, axis=1) if self._codes else self._no_codes
             self._codes.clear()
             self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
@@ -207,6 +224,7 @@ class LocalSynthesizer:
         self._info: EngineInfo | None = None
         self._worker: Worker | None = None
         self._sound: DecodeThread | None = None
+        self._listening: dict[str, _Listening] = {}
         self._starting: asyncio.Lock = asyncio.Lock()
         self._codec_lock = asyncio.Lock()
         self._closed = False
@@ -277,7 +295,8 @@ class LocalSynthesizer:
         worker = self._running()
         channel = _Channel(asyncio.get_running_loop())
         sound = self._sound if request.pcm else None
-        stream = _Stream(channel, self._guards, self._decoder.open(), sound, self.info.num_codebooks)
+        listening = self._listening.setdefault(request.session_id, _Listening())
+        stream = _Stream(channel, self._guards, self._decoder.open(), sound, listening, self.info.num_codebooks)
         job = self._job(request, stream)
         stream.job = job
         worker.submit(job)
@@ -326,6 +345,7 @@ class LocalSynthesizer:
             self._worker.prepare(session_id, self._context_rows(context), len(self._prefix_rows(context.voice)))
 
     def close_session(self, session_id: str) -> None:
+        self._listening.pop(session_id, None)
         if self._worker is not None:
             self._worker.close_session(session_id)
 

@@ -11,7 +11,7 @@ nothing is held twice and the model class goes on working.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,10 @@ class Layer:
     """heads_q * D to H."""
     text: Ffn
     audio: Ffn
+
+
+Kinds = Literal["audio", "text"] | tuple[Tensor, Tensor]
+"""Rows of one kind, or the indices of the audio and of the text rows."""
 
 
 def _stack(linears: list[nn.Linear]) -> Tensor:
@@ -128,12 +132,14 @@ class Forward:
         """
         count = tokens.shape[0]
         self.extend_positions(past + count)
+        kinds: Kinds
         if audio.shape[0] == count:
-            x, kinds = self._embed_audio(codes), None
+            x, kinds = self._embed_audio(codes), "audio"
+        elif not audio.shape[0]:
+            x, kinds = F.embedding(tokens, self.embed_text), "text"
         else:
             x = F.embedding(tokens, self.embed_text)
-            if audio.shape[0]:
-                x[audio] = self._embed_audio(codes[audio])
+            x[audio] = self._embed_audio(codes[audio])
             kinds = (audio, text)
         return self._blocks(x, self.cos[past : past + count], self.sin[past : past + count], attend, kinds)
 
@@ -149,7 +155,7 @@ class Forward:
             # row's logits are the same bits whoever shares the batch.
             codes, positions = codes.expand(2, -1), positions.expand(2)
         cos, sin = (table.index_select(0, positions) for table in (self.cos, self.sin))
-        x = self._blocks(self._embed_audio(codes), cos, sin, attend, None)
+        x = self._blocks(self._embed_audio(codes), cos, sin, attend, "audio")
         return self.logits(x)[:rows]
 
     def logits(self, x: Tensor) -> Tensor:
@@ -160,27 +166,24 @@ class Forward:
     def _embed_audio(self, codes: Tensor) -> Tensor:
         return F.embedding(codes + self.offsets, self.embed_audio).sum(dim=1)
 
-    def _blocks(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, kinds: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """All layers over [R, H]. ``kinds``: indices of the audio and of the text rows; None if all are audio."""
+    def _blocks(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, kinds: Kinds) -> Tensor:
+        """All layers over [R, H]."""
         shape = self.norm.shape
         rows = x.shape[0]
         for index, layer in enumerate(self.layers):
-            if kinds is None:
-                h = self._normed(x, layer.audio.norm_in)
-            else:
-                h = F.rms_norm(x, shape, None, self.eps)
-                for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
-                    h[which] *= ffn.norm_in
+            if isinstance(kinds, str):
+                ffn = layer.audio if kinds == "audio" else layer.text
+                h = self._normed(x, ffn.norm_in)
+                qkv = layer.qkv(h).view(rows, -1, self.head_dim)
+                x = self._feed(layer.out.added(attend(index, qkv, cos, sin), x), ffn)
+                continue
+            h = F.rms_norm(x, shape, None, self.eps)
+            for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
+                h[which] *= ffn.norm_in
             qkv = layer.qkv(h).view(rows, -1, self.head_dim)
             x = layer.out.added(attend(index, qkv, cos, sin), x)
-            if kinds is None:
-                x = self._feed(x, layer.audio)
-            else:
-                for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
-                    if which.shape[0]:
-                        x[which] = self._feed(x[which], ffn)
+            for which, ffn in zip(kinds, (layer.audio, layer.text), strict=True):
+                x[which] = self._feed(x[which], ffn)
         return x
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+NOT_STARTED = -1.0
+"""What is buffered of a stream that has sent nothing yet: it is more urgent than any that plays."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobView:
@@ -16,9 +19,11 @@ class JobView:
     prefilling: bool
     """Its prompt is not in the cache yet."""
     buffered_s: float = 0.0
-    """Audio sent less the time since the first of it was sent: what its listener has left to hear."""
+    """Audio sent less the time since the first of it was sent: what its listener has left to hear; or `NOT_STARTED`."""
     waiting_s: float = 0.0
     """Audio sent that its consumer has not taken."""
+    put_off: int = 0
+    """Ticks that its prefill was put off for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class Plan:
     """The stream whose prompt grows by one piece."""
     background: bool
     """Whether one piece may go to what nobody waits for yet."""
+    put_off: str | None = None
+    """The stream whose prefill waits for this tick."""
 
     @property
     def idle(self) -> bool:
@@ -41,7 +48,8 @@ class Plan:
 class Scheduler:
     """Real time first: who has the least audio buffered steps first, and nobody runs ahead without bound.
 
-    A new stream's prefill goes piece by piece between the others' steps: it never stalls them for longer than a piece.
+    A new stream's prefill goes piece by piece between the others' steps: it never stalls them for longer than a piece, and while
+    one of them is about to run dry, as each is just after its first sound, it waits, but not for long.
     """
 
     max_batch: int = 16
@@ -50,13 +58,22 @@ class Scheduler:
     comfortable_s: float = 0.25
     """Background work waits until every stream that steps has this much buffered."""
 
+    scarce_s: float = 0.12
+    """A stream that plays and has less than this left is about to run dry."""
+    patience: int = 8
+    """Ticks that a prefill is put off at most."""
+
     def plan(self, jobs: Sequence[JobView], *, background: bool) -> Plan:
         """`background`: whether there is such work at all."""
         ready = [job for job in jobs if not job.prefilling and job.waiting_s < self.run_ahead_s]
         ready.sort(key=lambda job: (job.buffered_s, job.order))
         step = ready[: self.max_batch]
         waiting = [job for job in jobs if job.prefilling]
-        prefill = min(waiting, key=lambda job: job.order).key if waiting else None
+        first = min(waiting, key=lambda job: job.order) if waiting else None
+        scarce = any(NOT_STARTED < job.buffered_s < self.scarce_s for job in step)
+        if first is not None and scarce and first.put_off < self.patience:
+            return Plan(tuple(job.key for job in step), None, background=False, put_off=first.key)
+        prefill = first.key if first is not None else None
         calm = all(job.buffered_s >= self.comfortable_s for job in step)
         return Plan(
             step=tuple(job.key for job in step),

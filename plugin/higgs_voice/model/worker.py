@@ -69,6 +69,8 @@ class Job:
     """The window after this chunk, less its own exchange; prefilled in the background."""
     retries: int = 2
     stopped: bool = False
+    put_off: int = 0
+    """Ticks that its prefill waited for others."""
     frames: int = 0
     timings: dict[str, float] = field(default_factory=dict[str, float])
     submitted: float = 0.0
@@ -249,9 +251,11 @@ class Worker:
         views: list[JobView] = []
         for key, job in running.items():
             buffered, waiting = job.listener.view()
-            views.append(JobView(key, job.order, job.generation is None, buffered, waiting))
+            views.append(JobView(key, job.order, job.generation is None, buffered, waiting, job.put_off))
         background = next((name for name, item in self._sessions.items() if item.target is not None), None)
         plan = self._scheduler.plan(views, background=background is not None)
+        if plan.put_off is not None:
+            running[plan.put_off].put_off += 1
         if plan.idle and self._launched is None:
             return False
         began = self._clock()
