@@ -2,9 +2,10 @@
 
 Plain regression, in the latent space and in the first codebook's metric, so that the first code comes out right.
 
-    python -m training.encoder 2000
+    python -m training.encoder 20000 [--compile]
 
-trains up to that step and writes into `codec/`; run again with a higher number to go on.
+trains up to that step and writes into `codec/`; run again with a higher number to go on. `--compile` is quicker where there is
+a C++ compiler.
 """
 
 import json
@@ -13,53 +14,71 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerModel
 
 from training.codebooks import LATENT, load, log_mel, nearest
-from training.codec import semantic_features
+from training.codec import ACOUSTIC, semantic_features
 from training.settings import ENCODER_SEED, HELD_OUT, HOP, WORK
 
 RATE, FRAMES, BATCH = 2e-3, 40, 12
+POOL = 12_000  # pieces
 
 
 class Crops:
-    """Random pieces of the training speech."""
+    """Random pieces of the training speech, and what the acoustic half makes of them.
 
-    def __init__(self, frames: int) -> None:
+    That half is not trained and takes four fifths of the time, so its features are computed once for POOL pieces, which
+    training then goes through again and again.
+    """
+
+    def __init__(self) -> None:
         rows = [json.loads(line) for line in (WORK / "speech.jsonl").read_text().splitlines()]
         offsets = np.cumsum([0, *(row["samples"] for row in rows)])
-        self.speech, self.frames = np.memmap(WORK / "speech.raw", dtype=np.int16, mode="r"), frames
-        self.places = [
-            (int(offsets[i]), row["samples"])
-            for i, row in enumerate(rows)
-            if row["samples"] >= frames * HOP and row["text_index"] >= HELD_OUT
-        ]
+        self.speech = np.memmap(WORK / "speech.raw", dtype=np.int16, mode="r")
+        usable = [i for i, row in enumerate(rows) if row["samples"] >= FRAMES * HOP and row["text_index"] >= HELD_OUT]
+        random = np.random.default_rng(ENCODER_SEED)
+        chosen = random.choice(usable, POOL)
+        lengths = np.array([rows[i]["samples"] for i in chosen])
+        self.starts = offsets[chosen] + random.integers(lengths - FRAMES * HOP + 1)
+        louder = 10 ** random.uniform(-0.4, 0.1, POOL)
+        self.gains = np.where(random.random(POOL) < 0.33, louder, 1.0).astype(np.float32)
+        self.acoustic = np.zeros((POOL, FRAMES, ACOUSTIC), np.float16)
 
-    def draw(self, random: np.random.Generator, count: int) -> Tensor:
-        """[count, frames * 960]; one in three is louder or softer than the rest."""
-        pieces = []
-        for _ in range(count):
-            start, length = self.places[random.integers(len(self.places))]
-            at = start + random.integers(length - self.frames * HOP + 1)
-            gain = 10 ** random.uniform(-0.4, 0.1) if random.random() < 0.33 else 1.0
-            pieces.append(np.float32(self.speech[at : at + self.frames * HOP]) / 32768 * np.float32(gain))
+    def audio(self, which: np.ndarray) -> Tensor:
+        """[len(which), FRAMES * 960]; one in three is louder or softer than the rest."""
+        pieces = [
+            np.float32(self.speech[self.starts[i] : self.starts[i] + FRAMES * HOP]) / 32768 * self.gains[i]
+            for i in which
+        ]
         return torch.from_numpy(np.stack(pieces))
 
+    def hear(self, model: HiggsAudioV2TokenizerModel, compiled: bool) -> None:
+        """Fill `acoustic`, from `acoustic.npy` if it is there."""
+        path, begun = WORK / "acoustic.npy", time.time()
+        if path.exists():
+            self.acoustic = np.load(path)
+            return
+        encoder = torch.compile(model.acoustic_encoder) if compiled else model.acoustic_encoder
+        with torch.no_grad():
+            for first in range(0, POOL, BATCH):
+                which = np.arange(first, min(first + BATCH, POOL))
+                heard = encoder(self.audio(which)[:, None])  # [B, 128, FRAMES]: of this length `encode` pads nothing
+                self.acoustic[which] = heard.transpose(1, 2).half().numpy()
+                if first // BATCH % 100 == 0:
+                    print(f"acoustic half: {first} of {POOL} pieces, {time.time() - begun:.0f} s", flush=True)
+        np.save(path, self.acoustic)
 
-def encoded(model: HiggsAudioV2TokenizerModel, audio: Tensor) -> Tensor:
-    """Latents [B, frames, 160] as `encode` computes them before it quantises."""
-    semantic = model.encoder_semantic(semantic_features(model, audio).transpose(1, 2))
-    with torch.no_grad():
-        acoustic = model.acoustic_encoder(audio)
-        if acoustic.shape[2] != semantic.shape[2]:
-            acoustic = model.acoustic_encoder(F.pad(audio, (model.pad, model.pad)))
-    return model.fc(torch.cat([acoustic, semantic], 1).transpose(1, 2))[..., :LATENT]
+
+def encoded(model: HiggsAudioV2TokenizerModel, audio: Tensor, acoustic: Tensor) -> Tensor:
+    """Latents [B, frames, 160] as `encode` computes them before it quantises, from audio [B, 1, T] and the acoustic half's
+    features [B, frames, 128]."""
+    semantic = model.encoder_semantic(semantic_features(model, audio).transpose(1, 2)).transpose(1, 2)
+    return model.fc(torch.cat([acoustic, semantic], 2))[..., :LATENT]
 
 
 def main() -> None:
-    to = int(sys.argv[1])
+    to, compiled = int(sys.argv[1]), "--compile" in sys.argv
     torch.manual_seed(ENCODER_SEED)
     basis, metric, books = load()
     model = HiggsAudioV2TokenizerModel.from_pretrained(WORK / "codec", dtype=torch.float32)
@@ -71,12 +90,16 @@ def main() -> None:
     if start:
         model.load_state_dict(torch.load(progress)["model"])
         optimizer.load_state_dict(torch.load(progress)["optimizer"])
-    crops, begun, shown = Crops(FRAMES), time.time(), {}
+    crops, shown = Crops(), {}
+    crops.hear(model, compiled)
+    begun, round_ = time.time(), POOL // BATCH
     seen_book = books[0] @ metric.T
     for step in range(start, to):
-        audio = crops.draw(np.random.default_rng([ENCODER_SEED, step]), BATCH)
+        order = np.random.default_rng([ENCODER_SEED, step // round_]).permutation(POOL)
+        which = order[step % round_ * BATCH : (step % round_ + 1) * BATCH]
+        audio = crops.audio(which)
         target = basis.latent(log_mel(audio))
-        latents = encoded(model, audio[:, None])
+        latents = encoded(model, audio[:, None], torch.from_numpy(crops.acoustic[which]).float())
         inner, goal = latents[:, 1:-1], target[:, 1:-1]
         left = (inner - goal).pow(2).mean() / goal.var()
         seen, wanted = inner @ metric.T, goal @ metric.T
@@ -95,14 +118,14 @@ def main() -> None:
             ("first code right", same.float().mean()),
         ):
             shown[name] = 0.97 * shown.get(name, float(value.detach())) + 0.03 * float(value.detach())
-        if step % 25 == 0:
+        if step % 100 == 0:
             print(
                 step,
                 f"{time.time() - begun:.0f} s",
                 {name: round(value, 4) for name, value in shown.items()},
                 flush=True,
             )
-        if step % 200 == 199 or step == to - 1:
+        if step % 500 == 499 or step == to - 1:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, progress)
             model.save_pretrained(WORK / "codec")
 

@@ -48,6 +48,7 @@ LOOKAHEAD = 4  # letters
 GUIDED_ROWS = 96  # frames of a sequence whose attention is looked at in one step
 LEVEL_WEIGHT = torch.tensor([8, 4, 2, 1.5, 1, 1, 0.75, 0.75]) / 19.0
 GUIDE_WEIGHT, SPELLING_WEIGHT, PHONEME_WEIGHT = 0.1, 0.3, 0.2
+NOISE = 0.08  # share of the codes heard that are another row's; those to be predicted stay
 VOICE_WEIGHT = {"slt": 0.36, "rms": 0.36, "awb": 0.16, "kal16": 0.12}
 IGNORE = -100
 
@@ -198,7 +199,15 @@ class Sampler:
             sounds.append(sound[last])
         spelled = self.spelling(rng, 16)
         return Batch(
-            ids, torch.cat(audio), torch.cat(rows), guided, guide, phones, torch.cat(sound_at), torch.cat(sounds), spelled
+            ids,
+            torch.cat(audio),
+            torch.cat(rows),
+            guided,
+            guide,
+            phones,
+            torch.cat(sound_at),
+            torch.cat(sounds),
+            spelled,
         )
 
     def spelling(self, rng: random.Random, size: int, length: int = 96) -> tuple[Tensor, Tensor, Tensor]:
@@ -333,9 +342,10 @@ class Trainee(nn.Module):
             states.append(x)
         return states, looks
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss on conversations; `codes` [8] is by codebook."""
-        states, looks = self.states(batch.ids, batch.audio, batch.rows, batch.guided)
+    def losses(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """The terms of the loss on conversations; `codes` [8] is by codebook. `noise`: see `misheard`."""
+        heard = batch.rows if noise is None else torch.where(noise >= 0, noise, batch.rows)
+        states, looks = self.states(batch.ids, batch.audio, heard, batch.guided)
         final = self.higgs.model.norm(states[-1][batch.audio - 1])
         logits = self.higgs.audio_lm_head(final).view(-1, CODEBOOKS, CODEBOOK_SIZE + 2).float()
         target = batch.rows.masked_fill(batch.rows == STREAM_BOS, IGNORE)
@@ -361,6 +371,17 @@ class Trainee(nn.Module):
     def spelling_loss(self, state: Tensor, at: Tensor, sounds: Tensor) -> Tensor:
         """How well the phonemes of letters are named from the states at their look-ahead places."""
         return F.cross_entropy(self.spelling_head(F.rms_norm(state[at], (HIDDEN,))).float(), sounds)
+
+
+def misheard(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Codes [A, 8] to be heard in place of `rows`, -1 where those stay.
+
+    A model that hears nothing but true codes learns to go on from them by heart instead of reading; and what it says itself is
+    never quite a true code. So some of them are those of another row.
+    """
+    others = rows[torch.randperm(len(rows), generator=generator, device=rows.device)]
+    wrong = torch.rand(rows.shape, generator=generator, device=rows.device) < NOISE
+    return torch.where(wrong & (rows < CODEBOOK_SIZE) & (others < CODEBOOK_SIZE), others, -1)
 
 
 # ---------------------------------------------------------------- optimiser
@@ -432,6 +453,7 @@ def main() -> None:
     parser.add_argument("--rate-to", type=float, default=1.0, help="and at the end, on a line between")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    parser.add_argument("--compile", action="store_true", help="a step by torch.compile: quicker, wants a C++ compiler")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw conversations; on a GPU one a core")
     arguments = parser.parse_args()
     device = arguments.device
@@ -449,6 +471,10 @@ def main() -> None:
         optimizer.restore(saved["optimizer"])
         average, start = saved["average"], saved["step"]
     weights = LEVEL_WEIGHT.to(device)
+    losses_of, states_of = trainee.losses, trainee.states
+    if arguments.compile:
+        losses_of, states_of = (torch.compile(each, dynamic=True) for each in (losses_of, states_of))
+    noises = torch.Generator(device)
     begun, seen, shown = time.time(), 0, {}
     steps = range(start, arguments.to)
     drawn = batches(steps, arguments.batch, arguments.length, arguments.workers)
@@ -457,9 +483,9 @@ def main() -> None:
             batch = next(drawn)
         batch = batch.to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            losses = trainee.losses(batch)
+            losses = losses_of(batch, misheard(batch.rows, noises.manual_seed(MODEL_SEED + step)))
             ids, at, sounds = batch.spelled
-            state = trainee.states(ids, torch.zeros(0, dtype=torch.long), None, None, SPELLING_LAYER + 1)[0][-1]
+            state = states_of(ids, torch.zeros(0, dtype=torch.long), None, None, SPELLING_LAYER + 1)[0][-1]
             losses["read"] = trainee.spelling_loss(state, at, sounds)
         loss = (losses["codes"] * weights).sum() + GUIDE_WEIGHT * losses["guide"].sum()
         loss = loss + SPELLING_WEIGHT * (losses["spelling"] + losses["read"]) + PHONEME_WEIGHT * losses["phoneme"]

@@ -3,13 +3,14 @@
 Sources, all Debian's: `fortunes` (sentences), `wordnet-base` (examples of use), `wamerican` (a list of words), and the
 phrases of voice agents written below: greetings, acknowledgements, questions, times, prices, addresses, spelled names.
 
-    python -m training.texts 40000
+    python -m training.texts 40000 24000
 
 writes `texts.json`, a list of strings in random order; the first HELD_OUT of them are whole sentences that appear
-nowhere else, and no stage trains on them.
+nowhere else, and no stage trains on them. The second number is of further texts, drawn anew and put behind the others.
 """
 
 import glob
+import itertools
 import json
 import random
 import re
@@ -184,17 +185,17 @@ def dictionary() -> list[str]:
         return [word for word in file.read().split() if re.fullmatch(r"[a-z]{2,12}", word)]
 
 
-def build(count: int, seed: int = TEXT_SEED) -> list[str]:
-    """`count` texts in random order; the first HELD_OUT are whole sentences found nowhere else in the list."""
+def build(count: int, seed: int = TEXT_SEED, held_out: list[str] | None = None) -> list[str]:
+    """`count` texts in random order; the first HELD_OUT are whole sentences found nowhere else in the list: those given, or
+    the first suitable ones."""
     rng = random.Random(seed)
     sentences = fortune_sentences() + wordnet_examples()
     rng.shuffle(sentences)
     templates = TEMPLATES.replace("\n", "|").split("|")
     words = dictionary()
-    held_out: list[str] = []
-    for sentence in sentences:
-        if len(held_out) < HELD_OUT and 4 <= len(sentence.split()) <= 20 and len(sentence) <= 110:
-            held_out.append(sentence)
+    if held_out is None:
+        suitable = (each for each in sentences if 4 <= len(each.split()) <= 20 and len(each) <= 110)
+        held_out = list(itertools.islice(suitable, HELD_OUT))
     kept = [sentence for sentence in sentences if sentence not in set(held_out)]
     texts: list[str] = []
     turn = 0
@@ -228,6 +229,9 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 40_000
     WORK.mkdir(parents=True, exist_ok=True)
     texts = build(count)
+    if len(sys.argv) > 2:
+        held_out = texts[:HELD_OUT]
+        texts += build(int(sys.argv[2]) + HELD_OUT, TEXT_SEED + 2, held_out)[HELD_OUT:]
     (WORK / "texts.json").write_text(json.dumps(texts, ensure_ascii=False, indent=0))
     print(f"{len(texts)} texts, {sum(map(len, texts)) / len(texts):.0f} characters each on average")
 

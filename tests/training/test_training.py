@@ -10,7 +10,7 @@ import torch
 
 from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import PromptBuilder, Rows
-from training.model import GUIDED, Sampler, Speech, Trainee, tokenizer
+from training.model import GUIDED, NOISE, Sampler, Speech, Trainee, misheard, tokenizer
 from training.prompts import Layout, delayed
 from training.settings import CODEBOOK_SIZE, CODEBOOKS
 
@@ -107,3 +107,13 @@ def test_what_is_drawn_at_a_step_repeats(layout: Layout) -> None:
     assert torch.equal(one.ids, other.ids)
     assert torch.equal(one.rows, other.rows)
     assert torch.equal(one.spelled[0], other.spelled[0])
+
+
+def test_some_codes_are_misheard_and_the_streams_edges_never() -> None:
+    rows = torch.from_numpy(delayed(np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (CODEBOOKS, 4000))))
+    one, other = (misheard(rows, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, other)
+    replaced = one >= 0
+    assert replaced.float().mean().item() == pytest.approx(NOISE, rel=0.1)
+    assert int(rows[replaced].max()) < CODEBOOK_SIZE
+    assert int(one.max()) < CODEBOOK_SIZE
