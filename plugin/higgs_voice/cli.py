@@ -484,7 +484,10 @@ def _doctor(model: str, device: str, dtype: str) -> list[tuple[str, bool | None,
             )
         else:
             rows.append(("GPU", None, "none that torch can use: nano runs in real time, the 3B model does not"))
-        rows.append(("codec dtypes", True, _codec_dtypes(device)))
+        try:
+            rows.append(("codec dtypes", True, _codec_dtypes(device)))
+        except SettingsError as error:
+            return [*rows, ("device", False, str(error))]
     rows += _run(_check(model, device, dtype))
     return rows
 
@@ -494,8 +497,9 @@ def _codec_dtypes(device: str) -> str:
     from .codec.stream import pick_dtype
     from .model.loading import pick_device
 
+    where = pick_device(device)
     try:
-        pick_dtype("bfloat16", pick_device(device))
+        pick_dtype("bfloat16", where)
     except SettingsError:
         return "float32; --codec-dtype bfloat16 needs a CPU with AMX"
     return "float32; bfloat16 is quicker (--codec-dtype bfloat16)"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import HiggsAudioV2TokenizerModel
 
-from higgs_voice.errors import CheckpointError, ModelNotFoundError
+from higgs_voice.errors import CheckpointError, ModelNotFoundError, SettingsError
 from higgs_voice.model import loading
-from higgs_voice.model.loading import DEFAULT_CODEC, NANO, load, resolve
+from higgs_voice.model.loading import DEFAULT_CODEC, NANO, load, pick_device, resolve
 from higgs_voice.model.prompt import PromptBuilder
 
 
@@ -112,6 +112,18 @@ def test_what_is_loaded(nano: Any) -> None:
 def test_an_unknown_number_type() -> None:
     with pytest.raises(CheckpointError, match="float33"):
         load("nano", dtype="float33")
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="there is no device 'nonsense'; use 'auto', 'cpu', 'cuda'"):
+        load("nano", device="nonsense")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SettingsError, match="torch sees no CUDA device here, so 'cuda' cannot be used"):
+        load("nano", device="cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(SettingsError, match="there is no 'cuda:2': torch sees 2 CUDA"):
+        pick_device("cuda:2")
 
 
 def test_the_stand_in_tokenizer_has_the_published_ids() -> None:

@@ -83,7 +83,7 @@ class _Listening:
 
 class _Stream:
     """One chunk on its way out: codes in on the worker's thread, sound out on the codec's. Implements the worker's `Listener`
-    and the codec's `Sounding`."""
+    and the codec's `SoundStream`."""
 
     def __init__(
         self,
@@ -187,14 +187,15 @@ class _Stream:
 
 
 class LocalSynthesizer:
-    """See `Synthesizer`. One copy of the weights, one worker thread, many sessions.
+    """See `Synthesizer`. One copy of the weights, a thread that steps the model and one that decodes, many sessions.
 
     Args:
         model: ``nano``, a hub id or a folder. codec: likewise, where it cannot be told from the model.
         device, dtype: ``auto`` takes the GPU and bfloat16 where there is one, else the CPU and float32.
         codec_dtype: in what the codec's decoder multiplies; ``bfloat16``, on a CPU with AMX, is quicker, with an error of -50 dB.
         max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
-        threads: of the CPU, for the worker; None leaves one core to the event loop, so that media never starve.
+        threads: of the CPU, for the model's steps, half as many for the codec; None leaves one core to the event loop, so that media
+            never starve.
         loaded: a model that is loaded already, instead of `model`.
     """
 

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from ..errors import CheckpointError, ModelNotFoundError
+from ..errors import CheckpointError, ModelNotFoundError, SettingsError
 
 NANO = Path(__file__).resolve().parent.parent / "nano"
 DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
@@ -162,10 +162,22 @@ def _load_codec(source: str) -> HiggsAudioV2TokenizerModel:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """``auto`` to the first GPU if there is one."""
+    """``auto`` to the first GPU if there is one. Errors: `SettingsError` for a device that torch does not know or have."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise SettingsError(f"there is no device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if not count:
+            raise SettingsError(
+                f"torch sees no CUDA device here, so {device!r} cannot be used; use 'cpu', or see its driver"
+            )
+        if (found.index or 0) >= count:
+            raise SettingsError(f"there is no {device!r}: torch sees {count} CUDA device(s), counted from 0")
+    return found
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
