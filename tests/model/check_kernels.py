@@ -105,7 +105,7 @@ def step() -> None:
         else:
             drawn.append([runner.step(generations[1:])[0].row.tolist()])
     assert drawn[:3] == drawn[3:], drawn
-    print((logits[0] - logits[1]).abs().max().item())
+    print(((logits[0] - logits[1]).abs().max() / logits[0].abs().max()).item())  # of the largest logit
 
 
 if __name__ == "__main__":
