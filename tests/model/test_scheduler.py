@@ -24,6 +24,7 @@ def test_background_work_waits_for_everybody() -> None:
     assert plan([JobView("calm", 0, False, 0.3)], background=True).background
     assert not plan([JobView("calm", 0, False, 0.3), JobView("hungry", 1, False, 0.2)], background=True).background
     assert not plan([JobView("reading", 0, True)], background=True).background
+    assert not plan([JobView("begins", 0, False, 2.0, unheard=True)], background=True).background
 
 
 def test_a_prefill_waits_for_who_is_about_to_run_dry_but_not_for_long() -> None:

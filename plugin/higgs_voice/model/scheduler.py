@@ -24,6 +24,8 @@ class JobView:
     """Audio sent that its consumer has not taken."""
     put_off: int = 0
     """Ticks that its prefill was put off for others."""
+    unheard: bool = False
+    """It has sent nothing yet, whatever its listener still has of what came before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Scheduler:
         if first is not None and scarce and first.put_off < self.patience:
             return Plan(tuple(job.key for job in step), None, background=False, put_off=first.key)
         prefill = first.key if first is not None else None
-        calm = all(job.buffered_s >= self.comfortable_s for job in step)
+        calm = all(job.buffered_s >= self.comfortable_s and not job.unheard for job in step)
         return Plan(
             step=tuple(job.key for job in step),
             prefill=prefill,

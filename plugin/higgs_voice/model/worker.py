@@ -251,7 +251,8 @@ class Worker:
         views: list[JobView] = []
         for key, job in running.items():
             buffered, waiting = job.listener.view()
-            views.append(JobView(key, job.order, job.generation is None, buffered, waiting, job.put_off))
+            unheard = "ttfa" not in job.timings
+            views.append(JobView(key, job.order, job.generation is None, buffered, waiting, job.put_off, unheard))
         background = next((name for name, item in self._sessions.items() if item.target is not None), None)
         plan = self._scheduler.plan(views, background=background is not None)
         if plan.put_off is not None:
