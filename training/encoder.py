@@ -54,10 +54,11 @@ class Crops:
         return torch.from_numpy(np.stack(pieces))
 
     def hear(self, model: HiggsAudioV2TokenizerModel, compiled: bool) -> None:
-        """Fill `acoustic`, from `acoustic.npy` if it is there."""
-        path, begun = WORK / "acoustic.npy", time.time()
+        """Fill `acoustic`; if `acoustic.npz` is there, all is from it: pieces drawn when there was less speech stay theirs."""
+        path, begun = WORK / "acoustic.npz", time.time()
         if path.exists():
-            self.acoustic = np.load(path)
+            with np.load(path) as saved:
+                self.starts, self.gains, self.acoustic = saved["starts"], saved["gains"], saved["acoustic"]
             return
         encoder = torch.compile(model.acoustic_encoder) if compiled else model.acoustic_encoder
         with torch.no_grad():
@@ -67,7 +68,7 @@ class Crops:
                 self.acoustic[which] = heard.transpose(1, 2).half().numpy()
                 if first // BATCH % 100 == 0:
                     print(f"acoustic half: {first} of {POOL} pieces, {time.time() - begun:.0f} s", flush=True)
-        np.save(path, self.acoustic)
+        np.savez(path, starts=self.starts, gains=self.gains, acoustic=self.acoustic)
 
 
 def encoded(model: HiggsAudioV2TokenizerModel, audio: Tensor, acoustic: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Sources, all Debian's: `fortunes` (sentences), `wordnet-base` (examples of use), `wamerican` (a list of words), and the
 phrases of voice agents written below: greetings, acknowledgements, questions, times, prices, addresses, spelled names.
 
-    python -m training.texts 40000 24000
+    python -m training.texts 40000 30000
 
 writes `texts.json`, a list of strings in random order; the first HELD_OUT of them are whole sentences that appear
 nowhere else, and no stage trains on them. The second number is of further texts, drawn anew and put behind the others.
