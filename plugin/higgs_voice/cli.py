@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -32,12 +32,14 @@ from .cli_parts import (
     Dtype,
     Folder,
     Json,
+    KvDtype,
     Model,
     Scene,
     Speakers,
     Token,
     command,
     described,
+    number_types,
 )
 from .cli_parts import engine_options as _engine_options
 from .cli_parts import stderr as _stderr
@@ -120,6 +122,7 @@ def say(
     device: Device = "auto",
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
+    kv_dtype: KvDtype = "auto",
     debug: Debug = False,
 ) -> None:
     """Say a text, or a stream as it comes.
@@ -137,7 +140,7 @@ def say(
     source = _stdin() if text in (None, "-") else text
     assert source is not None
     sampling = Sampling(seed=seed, temperature=temperature)
-    engine_options = _engine_options(model, device, dtype, token, codec_dtype)
+    engine_options = _engine_options(model, device, dtype, token, number_types(codec_dtype, kv_dtype))
     saying = Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim, folder=folder)
     summary = _run(saying.run())
     if as_json:
@@ -376,6 +379,7 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
+    kv_dtype: KvDtype = "auto",
     debug: Debug = False,
 ) -> None:
     """Serve an engine to other processes and machines, until Ctrl-C."""
@@ -403,7 +407,7 @@ def serve(
         port=port,
         token=token,
         voices=folder if folder is not None else _existing(voices_folder()),
-        engine_options=_engine_options(model, device, dtype, None, codec_dtype),
+        engine_options=_engine_options(model, device, dtype, None, number_types(codec_dtype, kv_dtype)),
         on_ready=ready,
         max_sessions=max_sessions,
         log_text=log_text,
@@ -594,6 +598,7 @@ Baseline = Annotated[
 ]
 BenchVoice = Annotated[str | None, typer.Option("--voice", help="A voice's name, instead of the measurement's own.")]
 BenchJson = Annotated[bool, typer.Option("--json", help="Print nothing but the last line.")]
+PARTS = {"codec_dtype": "codec", "kv_dtype": "keys and values"}
 
 
 @dataclass(slots=True)
@@ -605,7 +610,8 @@ class _Bench:
     random: str | None
     device: str
     dtype: str
-    codec_dtype: str
+    types: Mapping[str, str]
+    """See `number_types`."""
     quiet: bool
     named: str | None = None
     folder: Path | None = None
@@ -626,20 +632,18 @@ class _Bench:
                 random=self.random,
                 device=self.device,
                 dtype=self.dtype,
-                codec_dtype=self.codec_dtype,
+                **self.types,
             )
             try:
                 await engine.start()
                 if self.named is not None:
                     self.voice = await find_voice(self.named, engine, folder=self.folder)
                 what = f"{self.random} shapes, random weights" if self.random else self.model
-                other = self.codec_dtype != "float32"
-                self.say(
-                    f"{self.name}: {what}" + (f", codec in {self.codec_dtype}" if other else ""), *Place.here().lines()
-                )
+                types = "".join(f", {PARTS[part]} in {kind}" for part, kind in self.types.items())
+                self.say(f"{self.name}: {what}{types}", *Place.here().lines())
                 found = await measure(engine)
                 named = {"voice": self.named} if self.named is not None else {}
-                return {"model": what, **named, **({"codec_dtype": self.codec_dtype} if other else {}), **found}
+                return {"model": what, **named, **self.types, **found}
             finally:
                 await engine.aclose()
 
@@ -651,7 +655,7 @@ class _Bench:
             self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _baselines(names: list[str] | None, random: str | None, codec_dtype: str) -> list[str]:
+def _baselines(names: list[str] | None, random: str | None, types: Mapping[str, str]) -> list[str]:
     """Errors: `SettingsError`."""
     if not names:
         return []
@@ -659,8 +663,9 @@ def _baselines(names: list[str] | None, random: str | None, codec_dtype: str) ->
 
     if random:
         raise SettingsError("a baseline reads a checkpoint of its own; --baseline does not go with --random")
-    if codec_dtype != "float32":
-        raise SettingsError("a baseline's codec computes in float32; --baseline does not go with another --codec-dtype")
+    for part in types:
+        option = "--" + part.replace("_", "-")
+        raise SettingsError(f"a baseline has one number type; --baseline does not go with {option}")
     for name in names:
         if name not in NAMES:
             raise SettingsError(f"there is no baseline {name!r}; there are: {', '.join(NAMES)}")
@@ -695,6 +700,7 @@ def bench_context(
     device: Device = "auto",
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
+    kv_dtype: KvDtype = "auto",
     baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
@@ -705,8 +711,9 @@ def bench_context(
     if window not in (*context.WINDOWS, "every"):
         raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
     names = list(context.WINDOWS) if window == "every" else [window]
-    others = _baselines(baseline, random, codec_dtype)
-    bench = _Bench("context", model, random, device, dtype, codec_dtype, as_json, voice, folder)
+    types = number_types(codec_dtype, kv_dtype)
+    others = _baselines(baseline, random, types)
+    bench = _Bench("context", model, random, device, dtype, types, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
         bench.say(
@@ -779,13 +786,14 @@ def bench_latency(
     device: Device = "auto",
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
+    kv_dtype: KvDtype = "auto",
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
     """Text in to first PCM out at the client, and where the time goes."""
     from .bench import latency
 
-    bench = _Bench("latency", model, random, device, dtype, codec_dtype, as_json, voice, folder)
+    bench = _Bench("latency", model, random, device, dtype, number_types(codec_dtype, kv_dtype), as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
         result = await latency.measure(engine, turns=turns, frames=frames, pause_s=pause, voice=bench.voice)
@@ -807,6 +815,7 @@ def bench_bargein(
     device: Device = "auto",
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
+    kv_dtype: KvDtype = "auto",
     baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
@@ -814,8 +823,9 @@ def bench_bargein(
     """From an interruption to the last step and the last PCM, and to the next turn's first sound."""
     from .bench import bargein
 
-    others = _baselines(baseline, random, codec_dtype)
-    bench = _Bench("bargein", model, random, device, dtype, codec_dtype, as_json, voice, folder)
+    types = number_types(codec_dtype, kv_dtype)
+    others = _baselines(baseline, random, types)
+    bench = _Bench("bargein", model, random, device, dtype, types, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
         result = await bargein.measure(engine, turns=turns, voice=bench.voice)
@@ -853,6 +863,7 @@ def bench_concurrency(
     device: Device = "auto",
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
+    kv_dtype: KvDtype = "auto",
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
@@ -863,7 +874,9 @@ def bench_concurrency(
         counts = [int(part) for part in sessions.split(",")]
     except ValueError as error:
         raise SettingsError(f"--sessions takes numbers such as 1,2,4, not {sessions!r}") from error
-    bench = _Bench("concurrency", model, random, device, dtype, codec_dtype, as_json, voice, folder)
+    bench = _Bench(
+        "concurrency", model, random, device, dtype, number_types(codec_dtype, kv_dtype), as_json, voice, folder
+    )
 
     def on_level(level: concurrency_bench.Level) -> None:
         found = level.as_json()

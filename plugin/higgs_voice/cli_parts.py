@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
@@ -35,6 +35,13 @@ Device = Annotated[str, typer.Option("--device", envvar="HIGGS_VOICE_DEVICE", he
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
 CodecDtype = Annotated[
     str, typer.Option("--codec-dtype", help="float32, or bfloat16: quicker on a CPU with AMX, with an error of -50 dB.")
+]
+KvDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-dtype",
+        help="auto (the model's), or bfloat16: half the memory of contexts, and quicker in long ones, on a CPU.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and what the engine logs.")]
@@ -90,16 +97,22 @@ def command(call: Callable[_P, None]) -> Callable[_P, None]:
     return run
 
 
+def number_types(codec_dtype: str, kv_dtype: str) -> dict[str, str]:
+    """The options of an engine for what is not computed, or kept, in the usual type."""
+    usual = {"codec_dtype": "float32", "kv_dtype": "auto"}
+    given = {"codec_dtype": codec_dtype, "kv_dtype": kv_dtype}
+    return {name: kind for name, kind in given.items() if kind != usual[name]}
+
+
 def engine_options(
-    model: str, device: str, dtype: str, token: str | None, codec_dtype: str = "float32"
+    model: str, device: str, dtype: str, token: str | None, types: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """What the engine that `model` names is made with."""
     if model.startswith(("ws://", "wss://")):
         return {"token": token} if token else {}
     if model == "fake":
         return {}
-    options = {"device": device, "dtype": dtype}
-    return options if codec_dtype == "float32" else options | {"codec_dtype": codec_dtype}
+    return {"device": device, "dtype": dtype, **(types or {})}
 
 
 def described(

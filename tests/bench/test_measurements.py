@@ -116,30 +116,30 @@ def test_the_last_line_is_json(words: list[str], keys: set[str]) -> None:
 
 @pytest.mark.parametrize("name", ["context", "latency", "bargein", "concurrency"])
 @pytest.mark.parametrize("random", [[], ["--random", "3b"]])
-def test_the_codec_s_number_type_reaches_the_engine(
-    name: str, random: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_types_reach_the_engine(name: str, random: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
     def engine(*_: Any, **options: Any) -> None:
-        given.append(options["codec_dtype"])
+        given.append({name: kind for name, kind in options.items() if name in ("codec_dtype", "kv_dtype")})
         raise EngineDiedError("that is all that is to be seen")
 
     monkeypatch.setattr(local, "LocalSynthesizer", engine)
     monkeypatch.setattr("higgs_voice.model.loading.random_model", lambda *_, **__: None)
-    for words in ([], ["--codec-dtype", "bfloat16"]):
+    for words in ([], ["--codec-dtype", "bfloat16"], ["--kv-dtype", "bfloat16"]):
         done = CliRunner().invoke(app, ["bench", name, "--model", "nano", *random, *words])
         assert done.stderr == "higgs-voice: that is all that is to be seen\n"
-    assert given == ["float32", "bfloat16"]
+    assert given == [{}, {"codec_dtype": "bfloat16"}, {"kv_dtype": "bfloat16"}]
 
 
-def test_a_codec_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_type_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for words, sentence in (
         (["--model", "nano", "--codec-dtype", "float16"], "float32 or bfloat16, not in 'float16'"),
         (["--model", "nano", "--device", "cpu", "--codec-dtype", "bfloat16"], "on a CPU with AMX only"),
         (["--model", "fake", "--codec-dtype", "bfloat16"], "fake is not"),
-        (["--baseline", "transformers", "--codec-dtype", "bfloat16"], "--baseline does not go with"),
+        (["--baseline", "transformers", "--codec-dtype", "bfloat16"], "--baseline does not go with --codec-dtype"),
+        (["--model", "nano", "--kv-dtype", "float16"], "float32 (auto) or in bfloat16, not in 'float16'"),
+        (["--model", "fake", "--kv-dtype", "bfloat16"], "--kv-dtype bfloat16 is for a model in this process"),
     ):
         done = CliRunner().invoke(app, ["bench", "bargein", *words])
         assert done.exit_code == 1
@@ -149,10 +149,11 @@ def test_a_codec_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPa
         assert sentence in said
 
 
-def test_the_last_line_says_in_what_the_codec_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_line_and_the_last_say_in_what_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "LocalSynthesizer", lambda *_, **__: FakeSynthesizer())
     words = ["bench", "bargein", "--turns", "2", "--model", "nano"]
-    for more, kind in (([], None), (["--codec-dtype", "bfloat16"], "bfloat16")):
-        lines = CliRunner().invoke(app, [*words, *more]).stdout.splitlines()
-        assert json.loads(lines[-1]).get("codec_dtype") == kind
-        assert ("codec in bfloat16" in lines[0]) == (kind is not None)
+    for option, said in (("codec_dtype", "codec in bfloat16"), ("kv_dtype", "keys and values in bfloat16")):
+        for more, kind in (([], None), (["--" + option.replace("_", "-"), "bfloat16"], "bfloat16")):
+            lines = CliRunner().invoke(app, [*words, *more]).stdout.splitlines()
+            assert json.loads(lines[-1]).get(option) == kind
+            assert (said in lines[0]) == (kind is not None)

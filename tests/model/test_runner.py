@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from higgs_voice.config import Sampling
-from higgs_voice.errors import EngineBusyError
+from higgs_voice.errors import EngineBusyError, SettingsError
 from higgs_voice.model import linear
 from higgs_voice.model.delay import revert_delay
-from higgs_voice.model.kv import KvSlot
+from higgs_voice.model.kv import KvSlot, pick_kv_dtype
 from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Generation, Runner
@@ -310,3 +310,64 @@ def test_bfloat16_stays_near_float32(runner: Runner, slot: KvSlot, codes: Any) -
     error = (half.logits(other) - exact).abs().max() / exact.std()
     print(f"bfloat16: largest error {error:.3f} standard deviations of the logits")
     assert error < 0.1
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_keys_and_values_in_bfloat16_stay_near_float32(
+    nano: Loaded, runner: Runner, slot: KvSlot, codes: Any, paged: bool
+) -> None:
+    """Half the bytes a row; teacher-forced logits behind several hundred rows, after a prefill and after a step."""
+    half = Runner(nano, max_rows=2048, kv_dtype="bfloat16", paged=paged)
+    assert 2 * half.pool.shape.bytes_per_row == runner.pool.shape.bytes_per_row
+    other = half.pool.acquire()
+    rows = runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(200))]) + runner.prompts.opening("No, it is not.")
+    errors: list[float] = []
+    said = np.random.default_rng(3).integers(0, 256, size=8)
+    logits: list[torch.Tensor] = []
+    for each, at in ((runner, slot), (half, other)):
+        each.align(at, rows)
+        start = each.logits(at)
+        at.reserve(at.length + 1)
+        lines = each.sampler.gather(torch.tensor([at.index]))
+        position = torch.tensor([at.length])
+        attend = each.pool.decode([at], [at.length], lines.index, position)
+        step = each.forward.decode(torch.from_numpy(said)[None], position, attend)
+        assert step.dtype == torch.float32
+        logits += [start, step[0]]
+    for one, two in zip(logits[:2], logits[2:], strict=True):
+        errors.append(float((two - one).abs().max() / one.std()))
+    assert all(0 < error < 0.05 for error in errors), errors
+
+
+def test_four_with_keys_in_bfloat16_speak_as_each_alone(nano: Loaded, codes: Any) -> None:
+    """Who shares the batch does not matter there either."""
+    runner = Runner(nano, max_rows=4096, kv_dtype="bfloat16")
+    generations = [begin(runner, index, codes) for index in range(3)]
+
+    def decode(which: list[int]) -> torch.Tensor:
+        slots = [generations[index].slot for index in which]
+        lines = runner.sampler.gather(torch.tensor([slot.index for slot in slots]))
+        row, positions = runner.sampler.last(lines)
+        attend = runner.pool.decode(slots, [slot.length for slot in slots], lines.index, positions)
+        return runner.forward.decode(row, positions, attend)
+
+    for generation in generations:
+        generation.slot.reserve(generation.slot.length + 1)
+    whole = decode([0, 1, 2])
+    for which in ([0], [2], [2, 0]):
+        assert torch.equal(decode(which), whole[which])
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "device", "sentence"),
+    [
+        ("float16", torch.float32, "cpu", r"in the model's float32 \(auto\) or in bfloat16, not in 'float16'"),
+        ("float32", torch.bfloat16, "cpu", r"in the model's bfloat16 \(auto\)"),
+        ("bfloat16", torch.float32, "cuda", "load the model in bfloat16 instead"),
+    ],
+)
+def test_keys_and_values_that_cannot_be_had_are_one_sentence(
+    kind: str, model: torch.dtype, device: str, sentence: str
+) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        pick_kv_dtype(kind, model, torch.device(device))

@@ -193,6 +193,8 @@ class LocalSynthesizer:
         model: ``nano``, a hub id or a folder. codec: likewise, where it cannot be told from the model.
         device, dtype: ``auto`` takes the GPU and bfloat16 where there is one, else the CPU and float32.
         codec_dtype: in what the codec's decoder multiplies; ``bfloat16``, on a CPU with AMX, is quicker, with an error of -50 dB.
+        kv_dtype: in what the contexts' keys and values are kept; ``auto`` is the model's, ``bfloat16`` beside a float32 model on a CPU
+            halves their memory and, where the processor computes in it, the time of attention. The tokens are then no longer those of float32.
         max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
         threads: of the CPU, for the model's steps, half as many for the codec; None leaves one core to the event loop, so that media
             never starve.
@@ -207,6 +209,7 @@ class LocalSynthesizer:
         device: str = "auto",
         dtype: str = "auto",
         codec_dtype: str = "float32",
+        kv_dtype: str = "auto",
         max_batch: int = 16,
         run_ahead_s: float = 10.0,
         threads: int | None = None,
@@ -217,7 +220,7 @@ class LocalSynthesizer:
         self._model_name = model
         self._codec_dtype = codec_dtype
         self._load_options: dict[str, Any] = {"codec": codec, "device": device, "dtype": dtype}
-        self._pool_options = pool
+        self._pool_options: dict[str, Any] = {"kv_dtype": kv_dtype, **pool}
         self._scheduler = Scheduler(max_batch=max_batch, run_ahead_s=run_ahead_s)
         self._threads = threads if threads is not None else max(1, (os.cpu_count() or 2) - 1)
         self._guards = guards or Guards()

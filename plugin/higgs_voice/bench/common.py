@@ -183,29 +183,28 @@ def emit(name: str, place: Place, result: dict[str, Any]) -> str:
 
 
 def engine_for(
-    model: str, *, random: str | None = None, device: str = "auto", dtype: str = "auto", codec_dtype: str = "float32"
+    model: str, *, random: str | None = None, device: str = "auto", dtype: str = "auto", **types: Any
 ) -> Synthesizer:
     """The engine to measure. Its guards do not end chunks: a measurement says itself how long they are.
 
-    `random`: ``3b`` for the published model's true shapes with random weights instead of `model`. `codec_dtype` is of an engine
-    in this process, and another one refuses anything but ``float32``: what was not measured is not to be called so.
+    `random`: ``3b`` for the published model's true shapes with random weights instead of `model`. `types`, the
+    `codec_dtype` and `kv_dtype` of an engine in this process, are refused for another: what was not measured is not to be called so.
     Errors: `SettingsError`.
     """
     if random is None and (model == "fake" or "://" in model or model.startswith("boson:")):
-        if codec_dtype != "float32":
-            raise SettingsError(
-                f"--codec-dtype {codec_dtype} is for a model in this process, and {model} is not; leave it away"
-            )
+        for part, kind in types.items():
+            option = "--" + part.replace("_", "-")
+            raise SettingsError(f"{option} {kind} is for a model in this process, and {model} is not; leave it away")
         return create_backend(model)
     from ..backends.local import Guards, LocalSynthesizer
 
     guards = Guards(base_s=600.0, silence_s=600.0, min_frames=1, retries=0)
     if random is None:
-        return LocalSynthesizer(model, device=device, dtype=dtype, codec_dtype=codec_dtype, guards=guards)
+        return LocalSynthesizer(model, device=device, dtype=dtype, guards=guards, **types)
     from ..model.loading import random_model
 
     loaded = random_model(random, device=device, dtype=dtype)
-    return LocalSynthesizer(loaded=loaded, codec_dtype=codec_dtype, guards=guards)
+    return LocalSynthesizer(loaded=loaded, guards=guards, **types)
 
 
 def sampling_for(frames: int, seed: int = 1) -> Sampling:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import EngineBusyError
+from ..errors import EngineBusyError, SettingsError
 from .prompt import Rows
 
 PAGE = 64
@@ -39,6 +39,7 @@ class KvShape:
     """Key and value heads."""
     head_dim: int
     dtype: torch.dtype
+    """In which they are kept, and attention computed; the model's, or a smaller one on a CPU."""
     device: torch.device
     num_codebooks: int
 
@@ -205,6 +206,23 @@ class KvPool(ABC):
         )
 
 
+def pick_kv_dtype(dtype: torch.dtype | str, model: torch.dtype, device: torch.device) -> torch.dtype:
+    """In what keys and values are kept: ``auto`` is the model's own type; bfloat16 also beside a float32 model on a CPU.
+
+    Errors: `SettingsError`.
+    """
+    name, own = str(dtype).removeprefix("torch."), str(model).removeprefix("torch.")
+    if name in ("auto", own):
+        return model
+    if name != "bfloat16":
+        raise SettingsError(f"keys and values are kept in the model's {own} (auto) or in bfloat16, not in {name!r}")
+    if device.type != "cpu":
+        raise SettingsError(
+            f"on a GPU keys and values are kept in the model's {own}: load the model in bfloat16 instead"
+        )
+    return torch.bfloat16
+
+
 def causal_mask(shape: KvShape, count: int, past: int, group: int) -> Tensor | None:
     """What is added to the scores of `attend_causal`, [group * L, past + L]: the same for all layers. ``group`` queries share a
     key head. None where there is no past and a group is one query, which attention knows by itself."""
@@ -216,14 +234,14 @@ def causal_mask(shape: KvShape, count: int, past: int, group: int) -> Tensor | N
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Causal attention of L new rows over all: q [L, heads_q, D], k and v [heads_kv, past + L, D], a `causal_mask`;
-    [L, heads_q * D]."""
+    [L, heads_q * D]. It is computed in the type of k and v."""
     count, heads_q, dim = q.shape
     heads = k.shape[0]
     group = heads_q // heads
     # The queries that share a key head stand one after another along the length, so keys are not repeated.
     grouped = q.view(count, heads, group, dim).permute(1, 2, 0, 3).reshape(1, heads, group * count, dim)
-    out = F.scaled_dot_product_attention(grouped, k[None], v[None], attn_mask=mask, is_causal=mask is None)
-    return out.view(heads, group, count, dim).permute(2, 0, 1, 3).reshape(count, heads_q * dim)
+    out = F.scaled_dot_product_attention(grouped.to(k.dtype), k[None], v[None], attn_mask=mask, is_causal=mask is None)
+    return out.view(heads, group, count, dim).permute(2, 0, 1, 3).reshape(count, heads_q * dim).to(q.dtype)
 
 
 class ContiguousPool(KvPool):
@@ -294,13 +312,13 @@ class ContiguousPool(KvPool):
 
     def decode(self, slots: Sequence[KvSlot], lengths: Sequence[int], lines: Tensor, positions: Tensor) -> Attend:
         held = [(self._layers[slot.index], length) for slot, length in zip(slots, lengths, strict=True)]
-        heads, dim = self.shape.heads, self.shape.head_dim
+        heads, dim, dtype = self.shape.heads, self.shape.head_dim, self.shape.dtype
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             heads_q = qkv.shape[1] - 2 * heads
             turned = qkv[:, :-heads]
             rotate(turned, cos, sin, out=turned)
-            query = turned[:, :heads_q].view(-1, 1, heads, heads_q // heads, dim)
+            query = turned[:, :heads_q].view(-1, 1, heads, heads_q // heads, dim).to(dtype)
             new = qkv[:, heads_q:].view(-1, 2, heads, dim)
             out: list[Tensor] = []
             for row, (layers, past) in enumerate(held):
@@ -308,8 +326,8 @@ class ContiguousPool(KvPool):
                 seen[:, 0, :, past] = new[row]
                 out.append(F.scaled_dot_product_attention(query[row], seen[0], seen[1]).view(1, -1))
             if len(held) < len(qkv):
-                out.append(qkv.new_zeros(len(qkv) - len(held), heads_q * dim))
-            return out[0] if len(out) == 1 else torch.cat(out)
+                out.append(query.new_zeros(len(qkv) - len(held), heads_q * dim))
+            return (out[0] if len(out) == 1 else torch.cat(out)).to(qkv.dtype)
 
         return attend
 
@@ -423,8 +441,8 @@ class PagedPool(KvPool):
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             rotated = rotate(qkv[:, :-heads], cos, sin)
-            self.data[layer, 0][of, :, within] = rotated[:, -heads:]
-            self.data[layer, 1][of, :, within] = qkv[:, -heads:]
+            self.data[layer, 0][of, :, within] = rotated[:, -heads:].to(self.shape.dtype)
+            self.data[layer, 1][of, :, within] = qkv[:, -heads:].to(self.shape.dtype)
             seen = self._gathered(layer, pages, end)
             return attend_causal(rotated[:, :-heads], *seen, mask(qkv.shape[1] // heads - 2))
 

@@ -78,7 +78,7 @@ class Loaded:
     """Always in float32."""
     device: torch.device
     dtype: torch.dtype
-    """Of the model's weights, keys and values."""
+    """Of the model's weights; of the keys and values too, unless another is asked for."""
     limits: Limits
 
 

@@ -23,7 +23,7 @@ from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter
 from .forward import Forward
 from .graphs import CudaGraphed
-from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool
+from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
 from .sampling import BLOCK, Lines, Sampler
@@ -124,10 +124,12 @@ class Runner:
         *,
         max_rows: int | None = None,
         max_slots: int = 256,
+        kv_dtype: torch.dtype | str = "auto",
         paged: bool | None = None,
         graphs: bool | None = None,
     ) -> None:
-        """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``paged`` and
+        """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``kv_dtype``: see
+        `pick_kv_dtype`. ``paged`` and
         ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a CPU, where ``graphs`` runs
         what would be captured."""
         self.loaded = loaded
@@ -147,7 +149,7 @@ class Runner:
             layers=config.num_hidden_layers,
             heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            dtype=loaded.dtype,
+            dtype=pick_kv_dtype(kv_dtype, loaded.dtype, loaded.device),
             device=loaded.device,
             num_codebooks=config.num_codebooks,
         )
