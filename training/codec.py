@@ -75,7 +75,7 @@ def filters() -> Tensor:
     return torch.stack(waves)[:, None]
 
 
-def build(metric: Tensor, books: Tensor) -> HiggsAudioV2TokenizerModel:
+def build(metrics: Tensor, books: Tensor) -> HiggsAudioV2TokenizerModel:
     """A fresh codec with these codebooks; latents are the first 160 of its channels."""
     model = HiggsAudioV2TokenizerModel(config())
     with torch.no_grad():
@@ -84,17 +84,22 @@ def build(metric: Tensor, books: Tensor) -> HiggsAudioV2TokenizerModel:
         first.weight[: BANDS * PHASES] = filters() * 3
         first.bias.zero_()
         first.bias[BANDS * PHASES :] = torch.linspace(0.02, 0.5, LEVELS)
-        for level, (quantizer, book) in enumerate(zip(model.quantizer.quantizers, books, strict=True)):
-            to = metric if level == 0 else torch.eye(LATENT)
-            quantizer.project_in.weight.zero_()
-            quantizer.project_in.weight[:, :LATENT] = to
-            quantizer.project_in.bias.zero_()
-            quantizer.project_out.weight.zero_()
-            quantizer.project_out.weight[:LATENT] = torch.linalg.inv(to)
-            quantizer.project_out.bias.zero_()
-            quantizer.codebook.embed.copy_(book @ to.T)
-            quantizer.codebook.embed_avg.zero_()
+    fill(model, metrics, books)
     return model.eval()
+
+
+@torch.no_grad()
+def fill(model: HiggsAudioV2TokenizerModel, metrics: Tensor, books: Tensor) -> None:
+    """Give a codec these codebooks [8, 256, 160]; each looks for its nearest entry by its metric [160, 160]."""
+    for quantizer, to, book in zip(model.quantizer.quantizers, metrics, books, strict=True):
+        quantizer.project_in.weight.zero_()
+        quantizer.project_in.weight[:, :LATENT] = to
+        quantizer.project_in.bias.zero_()
+        quantizer.project_out.weight.zero_()
+        quantizer.project_out.weight[:LATENT] = torch.linalg.inv(to)
+        quantizer.project_out.bias.zero_()
+        quantizer.codebook.embed.copy_(book @ to.T)
+        quantizer.codebook.embed_avg.zero_()
 
 
 def start_from(model: HiggsAudioV2TokenizerModel, folder: Path, old: Basis, new: Basis) -> None:

@@ -67,8 +67,8 @@ def main() -> None:
     to = int(sys.argv[1])
     torch.manual_seed(DECODER_SEED)
     if not (WORK / "codec").exists():
-        _, metric, books = load()
-        build(metric, books).save_pretrained(WORK / "codec")
+        _, metrics, books = load()
+        build(metrics, books).save_pretrained(WORK / "codec")
     model = HiggsAudioV2TokenizerModel.from_pretrained(WORK / "codec", dtype=torch.float32)
     trained = [*model.acoustic_decoder.parameters(), *model.fc2.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.8, 0.99), weight_decay=1e-3)

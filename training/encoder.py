@@ -81,7 +81,8 @@ def encoded(model: HiggsAudioV2TokenizerModel, audio: Tensor, acoustic: Tensor) 
 def main() -> None:
     to, compiled = int(sys.argv[1]), "--compile" in sys.argv
     torch.manual_seed(ENCODER_SEED)
-    basis, metric, books = load()
+    basis, metrics, books = load()
+    metric = metrics[0]
     model = HiggsAudioV2TokenizerModel.from_pretrained(WORK / "codec", dtype=torch.float32)
     progress = WORK / "encoder.pt"
     start = torch.load(progress)["step"] if progress.exists() else 0

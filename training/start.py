@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import HiggsAudioV2ForConditionalGeneration
 
-from training.codebooks import LATENT, load
+from training.codebooks import LATENT, Basis, save
 from training.codec import build, start_from
 from training.model import Optimizer, Trainee, tokenizer
 from training.settings import WORK
@@ -23,18 +23,10 @@ from training.settings import WORK
 def main() -> None:
     folder = Path(sys.argv[1])
     earlier = torch.load(folder / "scripts" / "rvq.pt")
-    torch.save(
-        {
-            "mean": earlier["mu"].float(),
-            "components": earlier["P"].float(),
-            "scale": earlier["sc"].float(),
-            "metric": torch.eye(LATENT),
-            "books": earlier["books"].float(),
-        },
-        WORK / "codebooks.pt",
-    )
-    basis, metric, books = load()
-    codec = build(metric, books)
+    basis, books = Basis(earlier["mu"].float(), earlier["P"].float(), earlier["sc"].float()), earlier["books"].float()
+    metrics = torch.eye(LATENT).repeat(len(books), 1, 1)
+    save(basis, metrics, books)
+    codec = build(metrics, books)
     start_from(codec, folder / "codec", basis, basis)
     codec.save_pretrained(WORK / "codec")
     names = json.loads((WORK / "align.json").read_text())

@@ -10,6 +10,8 @@ import torch
 
 from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import PromptBuilder, Rows
+from training.codebooks import LATENT, Basis, ear_metric, k_means, quantize
+from training.codec import build
 from training.model import GUIDED, NOISE, Sampler, Speech, Trainee, misheard, tokenizer
 from training.prompts import Layout, delayed
 from training.settings import CODEBOOK_SIZE, CODEBOOKS
@@ -117,3 +119,48 @@ def test_some_codes_are_misheard_and_the_streams_edges_never() -> None:
     assert replaced.float().mean().item() == pytest.approx(NOISE, rel=0.1)
     assert int(rows[replaced].max()) < CODEBOOK_SIZE
     assert int(one.max()) < CODEBOOK_SIZE
+
+
+def some_books() -> tuple[Basis, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A basis, metrics, books, and latents [700, 160] that they fit more or less."""
+    random = torch.Generator().manual_seed(2)
+    components = torch.linalg.qr(torch.randn(320, LATENT, generator=random)).Q
+    basis = Basis(torch.zeros(320), components, torch.tensor(0.5))
+    metrics = torch.stack([torch.eye(LATENT), *[ear_metric(basis)] * 7])
+    books = torch.randn(CODEBOOKS, CODEBOOK_SIZE, LATENT, generator=random) * 0.6 ** torch.arange(8)[:, None, None]
+    return basis, metrics, books, torch.randn(700, LATENT, generator=random)
+
+
+def test_the_class_finds_the_codes_that_training_computes() -> None:
+    """A metric for each codebook, through the class's projections."""
+    _, metrics, books, latents = some_books()
+    quantizer = build(metrics, books).quantizer
+    expected, left = quantize(latents, metrics, books)
+    width = quantizer.quantizers[0].project_in.in_features
+    with torch.no_grad():
+        found = quantizer.encode(torch.nn.functional.pad(latents, (0, width - LATENT)).T[None], 1.6)[:, 0]
+        decoded = quantizer.decode(expected[:, None])[0, :LATENT].T
+    assert (found == expected).float().mean() > 0.999  # a tie may fall either way
+    torch.testing.assert_close(latents - decoded, left, atol=1e-4, rtol=0)
+
+
+def test_an_ear_hears_the_envelope_before_the_harmonics() -> None:
+    basis = Basis(torch.zeros(320), torch.eye(320)[:, :LATENT], torch.tensor(1.0))  # latents: the first two spectra
+    metric = ear_metric(basis)
+    envelope, harmonics, high = torch.zeros(3, LATENT)
+    envelope[8:12] = 1.0
+    harmonics[8:12] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    high[76:80] = 1.0
+    heard = [float((metric @ wrong).norm()) for wrong in (envelope, high, harmonics)]
+    assert heard[0] > 1.5 * heard[1] > 1.5 * heard[2]
+    assert heard[2] == pytest.approx(float(harmonics.norm()), rel=1e-4)
+
+
+def test_entries_that_are_fitted_anew_keep_their_numbers() -> None:
+    """The model's tables know entries by number."""
+    random = torch.Generator().manual_seed(4)
+    entries = 10 * torch.randn(CODEBOOK_SIZE, 6, generator=random)
+    points = (entries[:, None] + 0.1 * torch.randn(CODEBOOK_SIZE, 20, 6, generator=random)).flatten(0, 1)
+    moved = k_means(points, random, entries + 0.05)
+    assert (moved - entries).abs().max() < 0.3
+    assert (moved - entries).pow(2).mean() < 0.05**2
