@@ -230,6 +230,11 @@ def test_serve_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     call("serve", "--model", "nano", "--device", "cpu", "--codec-dtype", "bfloat16", "--kv-dtype", "bfloat16")
     types = {"codec_dtype": "bfloat16", "kv_dtype": "bfloat16"}
     assert given["engine_options"] == {"device": "cpu", "dtype": "auto", **types}
+    given.clear()
+    for model in ("fake", "ws://127.0.0.1:1", "boson:nano"):
+        refused = call("serve", "--model", model, "--kv-dtype", "bfloat16", code=1)
+        assert f"--kv-dtype bfloat16 is for a model in this process, and {model} is not" in refused.stderr
+    assert not given
     call("serve", "--model", "nano")
     assert given["engine_options"] == {"device": "auto", "dtype": "auto"}
 

@@ -140,7 +140,7 @@ def say(
     source = _stdin() if text in (None, "-") else text
     assert source is not None
     sampling = Sampling(seed=seed, temperature=temperature)
-    engine_options = _engine_options(model, device, dtype, token, number_types(codec_dtype, kv_dtype))
+    engine_options = _engine_options(model, device, dtype, token, number_types(model, codec_dtype, kv_dtype))
     saying = Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim, folder=folder)
     summary = _run(saying.run())
     if as_json:
@@ -407,7 +407,7 @@ def serve(
         port=port,
         token=token,
         voices=folder if folder is not None else _existing(voices_folder()),
-        engine_options=_engine_options(model, device, dtype, None, number_types(codec_dtype, kv_dtype)),
+        engine_options=_engine_options(model, device, dtype, None, number_types(model, codec_dtype, kv_dtype)),
         on_ready=ready,
         max_sessions=max_sessions,
         log_text=log_text,
@@ -711,7 +711,7 @@ def bench_context(
     if window not in (*context.WINDOWS, "every"):
         raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
     names = list(context.WINDOWS) if window == "every" else [window]
-    types = number_types(codec_dtype, kv_dtype)
+    types = number_types(model, codec_dtype, kv_dtype)
     others = _baselines(baseline, random, types)
     bench = _Bench("context", model, random, device, dtype, types, as_json, voice, folder)
 
@@ -793,7 +793,9 @@ def bench_latency(
     """Text in to first PCM out at the client, and where the time goes."""
     from .bench import latency
 
-    bench = _Bench("latency", model, random, device, dtype, number_types(codec_dtype, kv_dtype), as_json, voice, folder)
+    bench = _Bench(
+        "latency", model, random, device, dtype, number_types(model, codec_dtype, kv_dtype), as_json, voice, folder
+    )
 
     async def measure(engine: Any) -> dict[str, Any]:
         result = await latency.measure(engine, turns=turns, frames=frames, pause_s=pause, voice=bench.voice)
@@ -823,7 +825,7 @@ def bench_bargein(
     """From an interruption to the last step and the last PCM, and to the next turn's first sound."""
     from .bench import bargein
 
-    types = number_types(codec_dtype, kv_dtype)
+    types = number_types(model, codec_dtype, kv_dtype)
     others = _baselines(baseline, random, types)
     bench = _Bench("bargein", model, random, device, dtype, types, as_json, voice, folder)
 
@@ -875,7 +877,7 @@ def bench_concurrency(
     except ValueError as error:
         raise SettingsError(f"--sessions takes numbers such as 1,2,4, not {sessions!r}") from error
     bench = _Bench(
-        "concurrency", model, random, device, dtype, number_types(codec_dtype, kv_dtype), as_json, voice, folder
+        "concurrency", model, random, device, dtype, number_types(model, codec_dtype, kv_dtype), as_json, voice, folder
     )
 
     def on_level(level: concurrency_bench.Level) -> None:

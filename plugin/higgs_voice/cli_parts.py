@@ -97,11 +97,19 @@ def command(call: Callable[_P, None]) -> Callable[_P, None]:
     return run
 
 
-def number_types(codec_dtype: str, kv_dtype: str) -> dict[str, str]:
-    """The options of an engine for what is not computed, or kept, in the usual type."""
+def number_types(model: str, codec_dtype: str, kv_dtype: str) -> dict[str, str]:
+    """The options of an engine for what is not computed, or kept, in the usual type.
+
+    Errors: `SettingsError` for an engine that is not in this process: what it computes in is not ours to say.
+    """
     usual = {"codec_dtype": "float32", "kv_dtype": "auto"}
     given = {"codec_dtype": codec_dtype, "kv_dtype": kv_dtype}
-    return {name: kind for name, kind in given.items() if kind != usual[name]}
+    types = {name: kind for name, kind in given.items() if kind != usual[name]}
+    if types and (model == "fake" or "://" in model or model.startswith("boson:")):
+        name, kind = next(iter(types.items()))
+        option = "--" + name.replace("_", "-")
+        raise SettingsError(f"{option} {kind} is for a model in this process, and {model} is not; leave it away")
+    return types
 
 
 def engine_options(

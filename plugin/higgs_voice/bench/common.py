@@ -187,15 +187,12 @@ def engine_for(
 ) -> Synthesizer:
     """The engine to measure. Its guards do not end chunks: a measurement says itself how long they are.
 
-    `random`: ``3b`` for the published model's true shapes with random weights instead of `model`. `types`, the
-    `codec_dtype` and `kv_dtype` of an engine in this process, are refused for another: what was not measured is not to be called so.
+    `random`: ``3b`` for the published model's true shapes with random weights instead of `model`. `types`: the
+    `codec_dtype` and `kv_dtype` of an engine in this process.
     Errors: `SettingsError`.
     """
     if random is None and (model == "fake" or "://" in model or model.startswith("boson:")):
-        for part, kind in types.items():
-            option = "--" + part.replace("_", "-")
-            raise SettingsError(f"{option} {kind} is for a model in this process, and {model} is not; leave it away")
-        return create_backend(model)
+        return create_backend(model, **types)
     from ..backends.local import Guards, LocalSynthesizer
 
     guards = Guards(base_s=600.0, silence_s=600.0, min_frames=1, retries=0)
