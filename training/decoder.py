@@ -4,11 +4,14 @@ Differences of log-mel spectra at five resolutions, on random pieces of the trai
 to be understood. `codec/` is built first if it is not there yet.
 
     python -m training.decoder 4000      # trains up to that step; run again with a higher number to go on
+    python -m training.decoder 1000 --rate 3e-4 --compile   # a decoder that is trained already, after new codebooks
+
+`--compile` is quicker where there is a C++ compiler.
 """
 
+import argparse
 import json
 import math
-import sys
 import time
 
 import numpy as np
@@ -64,14 +67,19 @@ class Pieces:
 
 
 def main() -> None:
-    to = int(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("to", type=int, help="the step to train up to")
+    parser.add_argument("--rate", type=float, default=RATE, help="the learning rate at its height")
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    to = arguments.to
     torch.manual_seed(DECODER_SEED)
     if not (WORK / "codec").exists():
         _, metrics, books = load()
         build(metrics, books).save_pretrained(WORK / "codec")
     model = HiggsAudioV2TokenizerModel.from_pretrained(WORK / "codec", dtype=torch.float32)
     trained = [*model.acoustic_decoder.parameters(), *model.fc2.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.8, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(trained, lr=arguments.rate, betas=(0.8, 0.99), weight_decay=1e-3)
     progress = WORK / "decoder.pt"
     start = 0
     if progress.exists():
@@ -80,17 +88,18 @@ def main() -> None:
         model.fc2.load_state_dict(saved["fc2"])
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
+    decode = torch.compile(model.acoustic_decoder) if arguments.compile else model.acoustic_decoder
     pieces, begun, shown = Pieces(), time.time(), 0.0
     edge = MARGIN * HOP
     for step in range(start, to):
         codes, sound = pieces.draw(np.random.default_rng([DECODER_SEED, step]))
         with torch.no_grad():
             latents = model.quantizer.decode(codes.transpose(0, 1))
-        made = model.acoustic_decoder(model.fc2(latents.transpose(1, 2)).transpose(1, 2))[:, 0, : sound.shape[1]]
+        made = decode(model.fc2(latents.transpose(1, 2)).transpose(1, 2))[:, 0, : sound.shape[1]]
         loss = spectral_distance(made[:, edge:-edge], sound[:, edge:-edge])
         share = step / to
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * share)))
+            group["lr"] = arguments.rate * min(1.0, (step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * share)))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
