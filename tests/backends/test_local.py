@@ -529,8 +529,17 @@ async def test_special_tokens_in_text_are_text(engine: LocalSynthesizer) -> None
     assert len(nasty) > len(plain)
 
 
-async def test_what_the_codec_cannot_compute_in_is_told_at_the_start(loaded: Loaded) -> None:
-    engine = LocalSynthesizer(loaded=loaded, codec_dtype="float16")
-    with pytest.raises(SettingsError, match="the codec computes in float32 or bfloat16, not in 'float16'"):
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("codec_dtype", "the codec computes in float32 or bfloat16, not in 'float16'"),
+        ("kv_dtype", r"kept in the model's float32 \(auto\) or in bfloat16, not in 'float16'"),
+    ],
+)
+async def test_a_number_type_that_cannot_be_had_is_told_at_the_start(
+    loaded: Loaded, option: str, sentence: str
+) -> None:
+    engine = LocalSynthesizer(loaded=loaded, **{option: "float16"})
+    with pytest.raises(SettingsError, match=sentence):
         await engine.start()
     await engine.aclose()

@@ -129,9 +129,8 @@ class Runner:
         graphs: bool | None = None,
     ) -> None:
         """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``kv_dtype``: see
-        `pick_kv_dtype`. ``paged`` and
-        ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a CPU, where ``graphs`` runs
-        what would be captured."""
+        `pick_kv_dtype`. ``paged`` and ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a
+        CPU, where ``graphs`` runs what would be captured."""
         self.loaded = loaded
         config: Any = loaded.model.config
         on_gpu = loaded.device.type == "cuda"
