@@ -476,9 +476,12 @@ class Behind:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.line = PlayedClock()
-        self.gate = MarkGate(self.line, clock=lambda: self.now)
         self.passed: list[Any] = []
+        line = PlayedClock()
+        self.watch(line, MarkGate(line, clock=lambda: self.now))
+
+    def watch(self, line: PlayedClock, gate: MarkGate) -> None:
+        self.line, self.gate = line, gate
 
         async def push(frame: Any, direction: FrameDirection = FrameDirection.DOWNSTREAM) -> None:
             self.passed.append(frame)
@@ -520,6 +523,65 @@ async def test_an_interruption_lets_pass_what_was_played_to_the_sample() -> None
     assert behind.seconds == pytest.approx(0.333, abs=1 / 8000)
     assert behind.passed[-1] is cut
     assert behind.gate.holding == 0
+
+
+async def writer(provider: str) -> tuple[Behind, Any, list[Any]]:
+    """A transport's output that writes to a list, without any pre-buffer, and what is behind it."""
+    behind, sent = Behind(), []
+    transport = PhoneTransport(
+        SimpleNamespace(headers={}),  # type: ignore[arg-type]
+        PhoneCall(provider, "S1", "C1"),
+        PhoneSettings(prebuffer_s=0.0),
+        clock=lambda: behind.now,
+    )
+    behind.watch(transport.line, transport.gate())
+
+    async def send(text: Any) -> None:
+        sent.append(json.loads(text))
+
+    output = transport.output()
+    output._client = SimpleNamespace(is_connected=True, is_closing=False, send=send)  # type: ignore[assignment]
+    await transport.serializer.setup(SimpleNamespace(audio_in_sample_rate=8000))  # type: ignore[arg-type]
+    return behind, output, sent
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_what_is_being_sent_counts_up_to_where_the_line_played_it(provider: str) -> None:
+    """A packet that the line is playing while its sender still paces itself: 200 ms at Exotel, and as much elsewhere where the
+    machine is late. It is heard up to the cut, once, and not again when the sender comes back."""
+    behind, output, sent = await writer(provider)
+    writing = asyncio.create_task(output.write_audio_frame(TTSAudioRawFrame(bytes(3200), 8000, 1)))
+    while not sent:
+        await asyncio.sleep(0)
+    behind.now = 0.15
+    cut = InterruptionFrame()
+    await output._clear()
+    await behind.gate.process_frame(cut, FrameDirection.DOWNSTREAM)
+    assert behind.seconds == pytest.approx(0.15, abs=1 / 8000)
+    assert behind.passed[-1] is cut
+    assert not await writing
+    assert behind.gate.holding == 0
+
+
+async def test_what_a_clear_overtook_was_never_sent() -> None:
+    """The clear goes out while the socket still takes the packet before it: the line drops the packet, and no one counts it."""
+    behind, output, sent = await writer("twilio")
+    send, taken = output._client.send, asyncio.Event()
+
+    async def slow(text: Any) -> None:
+        await send(text)
+        if len(sent) == 1:
+            await taken.wait()
+
+    output._client.send = slow
+    writing = asyncio.create_task(output.write_audio_frame(TTSAudioRawFrame(bytes(320), 8000, 1)))
+    while not sent:
+        await asyncio.sleep(0)
+    await output._clear()
+    taken.set()
+    assert not await writing
+    assert behind.line.sent_s == 0.0
+    assert [message["event"] for message in sent][:2] == ["media", "clear"]
 
 
 async def test_uninterruptible_sound_stays_and_plays_on() -> None:

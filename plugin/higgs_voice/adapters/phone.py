@@ -379,6 +379,7 @@ class PhoneTransport(FastAPIWebsocketTransport):
 
     async def _on_restarted(self, stream_id: str) -> None:
         self.serializer.adopt(stream_id)
+        self._output.hand_over()
         self.line.clear(self.clock())  # the new stream begins with nothing to play
         await self._gate.cut()
 
@@ -453,7 +454,10 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         self._unmarked_s = 0.0
         self._protected_s = 0.0
         """Up to this position of the line the sound may not be interrupted."""
+        self._on_its_way: OutputAudioRawFrame | None = None
+        """What was sent last, until the pipeline behind has it."""
         self._cutting = False
+        self._cuts = 0
         self._said = False
 
     async def ask(self) -> None:
@@ -464,6 +468,7 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         if isinstance(frame, InterruptionFrame):
             await self._clear()
         elif isinstance(frame, CancelFrame):
+            self.hand_over()
             await self._phone.gate().cut()
         try:
             await super().process_frame(frame, direction)
@@ -476,6 +481,8 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         if self._line.played_s(now) < self._protected_s:
             return  # what waits at the far end is to be heard
         self._cutting = True
+        self._cuts += 1
+        self.hand_over()
         self._line.clear(now)
         self._due = 0.0
         self._unmarked_s = 0.0
@@ -516,8 +523,9 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
     async def write_audio_frame(self, frame: OutputAudioRawFrame) -> bool:
         if self._cutting or self._client.is_closing or not self._client.is_connected:
             return False
-        if not await self._write_frame(frame):
-            return False
+        cuts = self._cuts
+        if not await self._write_frame(frame) or cuts != self._cuts:
+            return False  # a clear that went out meanwhile took it along
         now = self._phone.clock()
         seconds = len(frame.audio) / (2 * frame.num_channels * frame.sample_rate)
         self._line.send(now, seconds)
@@ -530,8 +538,23 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         frame.metadata[_SENT] = position
         self._due = max(self._due, now) + seconds
         wait = self._due - self._phone.clock() - self._phone.settings.prebuffer_s
+        self._on_its_way = frame
         await asyncio.sleep(max(wait, 0.0))
-        return frame.metadata[_SENT] <= self._line.sent_s + 1e-9  # not if it was cleared meanwhile
+        return self._arrived(frame)
+
+    def _arrived(self, frame: OutputAudioRawFrame) -> bool:
+        """Whether the pipeline behind is still to get what was sent."""
+        if self._on_its_way is not frame:
+            return False
+        self._on_its_way = None
+        return True
+
+    def hand_over(self) -> None:
+        """The line may be playing what is on its way already, all of it where this machine is late: before a cut the gate must
+        have it, to count what of it was heard."""
+        frame = self._on_its_way
+        if frame is not None and self._arrived(frame):
+            self._phone.gate().hold(frame)
 
     async def push_frame(self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM) -> None:
         if isinstance(frame, TTSStoppedFrame) and direction == FrameDirection.DOWNSTREAM and self._unmarked_s:
@@ -586,11 +609,14 @@ class MarkGate(FrameProcessor):
             elif isinstance(frame, EndFrame):
                 await self._pass(float("inf"))
             elif isinstance(frame, OutputAudioRawFrame) or (self._held and not isinstance(frame, SystemFrame)):
-                position = frame.metadata.get(_SENT, self._held[-1][0] if self._held else self._line.sent_s)
-                self._held.append((position, frame))
+                self.hold(frame)
                 await self.release()
                 return
         await self.push_frame(frame, direction)
+
+    def hold(self, frame: Frame) -> None:
+        """It passes when the line has played what was sent before and with it."""
+        self._held.append((frame.metadata.get(_SENT, self._held[-1][0] if self._held else self._line.sent_s), frame))
 
     async def release(self) -> None:
         """Let go what has been played."""
