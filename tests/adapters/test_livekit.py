@@ -21,8 +21,9 @@ from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
 from higgs_voice.errors import ConnectionLostError, EngineBusyError, EngineDiedError, RefusedError, SettingsError
 from higgs_voice.server.app import Server, ServerSettings
-from tests.adapters.livekit_kit import CONN, no_more_tasks_than
+from tests.adapters.livekit_kit import CONN
 from tests.server.proxy import Proxy, until
+from tests.virtual_time import no_more_tasks_than
 
 TEXT = "The quick brown fox jumps over the lazy dog. It does so every day, at noon.  Then it rests!"
 

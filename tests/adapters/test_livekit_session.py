@@ -15,7 +15,8 @@ from higgs_voice import SessionSettings, Voice, VoiceSession
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import SpeakRequest
 from higgs_voice.errors import SettingsError, SnapshotError
-from tests.adapters.livekit_kit import Script, Speaker, virtual
+from tests.adapters.livekit_kit import Script, Speaker
+from tests.virtual_time import virtual
 
 LONG = "This is the first sentence of the answer. Here the second one follows at once. And this is the third of them."
 NEXT = "Something else."

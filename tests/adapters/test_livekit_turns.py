@@ -10,7 +10,8 @@ from livekit.agents.voice.audio_recognition import _PreemptiveGenerationInfo
 from livekit.plugins import higgs
 
 from higgs_voice.backends.fake import FakeSynthesizer
-from tests.adapters.livekit_kit import CONN, Script, Speaker, virtual
+from tests.adapters.livekit_kit import CONN, Script, Speaker
+from tests.virtual_time import virtual
 
 LONG = "This is the first sentence of the answer. Here the second one follows at once. And this is the third of them."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from higgs_voice.bench import bargein, concurrency, context, latency
 from higgs_voice.cli import app
 from higgs_voice.conversation.synthesizer import SpeakRequest
 from higgs_voice.errors import EngineDiedError
+from tests.virtual_time import virtual
 
 QUICK = context.Settings(turns=4, frames=10, pause_s=0.0, again=2)
 
@@ -73,8 +75,10 @@ async def test_bargein_counts_what_comes_after() -> None:
     assert not engine.active
 
 
+@virtual
 async def test_concurrency_finds_the_number_that_an_engine_keeps_up_with() -> None:
     """An engine that makes ten seconds of sound a second, whoever asks: it is too slow for many listeners at once."""
+    clock = SimpleNamespace(perf_counter=asyncio.get_running_loop().time)
     lock = asyncio.Lock()
 
     async def pace(request: SpeakRequest, sent: int) -> None:
@@ -82,8 +86,10 @@ async def test_concurrency_finds_the_number_that_an_engine_keeps_up_with() -> No
             await asyncio.sleep(0.02)  # five frames, 0.2 s of sound
 
     engine = FakeSynthesizer(pace=pace)
-    settings = concurrency.Settings(seconds=0.6, frames=2, pause_s=0.05, barge_in=0.0)
-    levels = await concurrency.measure(engine, [1, 20], settings)
+    settings = concurrency.Settings(seconds=6.0, frames=20, pause_s=0.5, barge_in=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(concurrency, "time", clock)
+        levels = await concurrency.measure(engine, [1, 20], settings)
     assert [level.underruns > 0 for level in levels] == [False, True]
     found = concurrency.as_json(levels)
     assert found["capacity"] == 1
@@ -118,17 +124,21 @@ def test_the_last_line_is_json(words: list[str], keys: set[str]) -> None:
 @pytest.mark.parametrize("random", [[], ["--random", "3b"]])
 def test_number_types_reach_the_engine(name: str, random: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
+    types = ("codec_dtype", "kv_dtype", "weight_dtype")
+    made: dict[str, Any] = {}
 
     def engine(*_: Any, **options: Any) -> None:
-        given.append({name: kind for name, kind in options.items() if name in ("codec_dtype", "kv_dtype")})
+        given.append({name: kind for name, kind in options.items() if name in types})
         raise EngineDiedError("that is all that is to be seen")
 
     monkeypatch.setattr(local, "LocalSynthesizer", engine)
-    monkeypatch.setattr("higgs_voice.model.loading.random_model", lambda *_, **__: None)
-    for words in ([], ["--codec-dtype", "bfloat16"], ["--kv-dtype", "bfloat16"]):
+    monkeypatch.setattr("higgs_voice.model.loading.random_model", lambda *_, **options: made.update(options))
+    for words in ([], ["--codec-dtype", "bfloat16"], ["--kv-dtype", "bfloat16"], ["--weight-dtype", "int8"]):
         done = CliRunner().invoke(app, ["bench", name, "--model", "nano", *random, *words])
         assert done.stderr == "higgs-voice: that is all that is to be seen\n"
-    assert given == [{}, {"codec_dtype": "bfloat16"}, {"kv_dtype": "bfloat16"}]
+    assert given[:3] == [{}, {"codec_dtype": "bfloat16"}, {"kv_dtype": "bfloat16"}]
+    # Weights are made when a model is loaded: by the engine, or before it.
+    assert (given[3], made.get("weight_dtype")) == (({}, "int8") if random else ({"weight_dtype": "int8"}, None))
 
 
 def test_a_number_type_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +150,8 @@ def test_a_number_type_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.Mo
         (["--baseline", "transformers", "--codec-dtype", "bfloat16"], "--baseline does not go with --codec-dtype"),
         (["--model", "nano", "--kv-dtype", "float16"], "float32 (auto) or in bfloat16, not in 'float16'"),
         (["--model", "fake", "--kv-dtype", "bfloat16"], "--kv-dtype bfloat16 is for a model in this process"),
+        (["--model", "nano", "--weight-dtype", "int4"], "in its own type (auto) or in int8, not in 'int4'"),
+        (["--model", "fake", "--weight-dtype", "int8"], "--weight-dtype int8 is for a model in this process"),
     ):
         done = CliRunner().invoke(app, ["bench", "bargein", *words])
         assert done.exit_code == 1
@@ -152,8 +164,12 @@ def test_a_number_type_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.Mo
 def test_the_first_line_and_the_last_say_in_what_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "LocalSynthesizer", lambda *_, **__: FakeSynthesizer())
     words = ["bench", "bargein", "--turns", "2", "--model", "nano"]
-    for option, said in (("codec_dtype", "codec in bfloat16"), ("kv_dtype", "keys and values in bfloat16")):
-        for more, kind in (([], None), (["--" + option.replace("_", "-"), "bfloat16"], "bfloat16")):
+    for option, type_, said in (
+        ("codec_dtype", "bfloat16", "codec in bfloat16"),
+        ("kv_dtype", "bfloat16", "keys and values in bfloat16"),
+        ("weight_dtype", "int8", "layers' weights in int8"),
+    ):
+        for more, kind in (([], None), (["--" + option.replace("_", "-"), type_], type_)):
             lines = CliRunner().invoke(app, [*words, *more]).stdout.splitlines()
             assert json.loads(lines[-1]).get(option) == kind
             assert (said in lines[0]) == (kind is not None)

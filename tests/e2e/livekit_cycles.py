@@ -10,8 +10,9 @@ from livekit.plugins import higgs
 
 from higgs_voice.backends.local import LocalSynthesizer
 from higgs_voice.server.app import Server, ServerSettings
-from tests.adapters.livekit_kit import CONN, no_more_tasks_than
+from tests.adapters.livekit_kit import CONN
 from tests.server.proxy import until
+from tests.virtual_time import no_more_tasks_than
 
 pytestmark = pytest.mark.timeout(400)
 
