@@ -6,8 +6,8 @@ launches the next step; `ahead`, on a GPU, reads rows one step late. Beside them
 read (the audio path's weights once, the keys and values of every context) over the copy bandwidth of this machine,
 measured first. Then prefill, in pieces of 64 rows.
 
-    python benchmarks/step.py [--model nano] [--random 3b] [--layers N] [--device auto] [--dtype auto] [--threads N]
-                              [--batches 1,2,4] [--contexts 64,256,1024] [--steps 60] [--eager] [--check] [--out FILE]
+    python benchmarks/step.py [--model nano] [--random 3b] [--layers N] [--device auto] [--dtype auto] [--weight-dtype auto]
+                              [--threads N] [--batches 1,2,4] [--contexts 64,256,1024] [--steps 60] [--eager] [--check] [--out FILE]
 
 ``--random 3b`` has the published model's shapes and random weights: its times are true and its sound is noise. ``--check``, on
 a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32.
@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="with --random: fewer layers")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--weight-dtype", default="auto", help="int8: the layers' weights in eight bits")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batches", type=numbers, default=[1, 2, 4])
     parser.add_argument("--contexts", type=numbers, default=[64, 256, 1024])
@@ -180,11 +181,12 @@ def main() -> None:
 
     place = Place.here()
     print("\n".join(place.lines()))
+    types = {"device": options.device, "weight_dtype": options.weight_dtype}
 
     def loaded_as(dtype: str, layers: int | None) -> Loaded:
         if options.random:
-            return random_model(options.random, layers=layers, device=options.device, dtype=dtype)
-        return load(options.model, device=options.device, dtype=dtype)
+            return random_model(options.random, layers=layers, **types, dtype=dtype)
+        return load(options.model, **types, dtype=dtype)
 
     result: dict[str, object] = {}
     loaded = loaded_as(options.dtype, options.layers)
@@ -230,6 +232,7 @@ def main() -> None:
     result |= {
         "model": loaded.name,
         "dtype": str(loaded.dtype).removeprefix("torch."),
+        "weight_dtype": options.weight_dtype,
         "device": str(loaded.device),
         "random_weights": bool(options.random),
         "bandwidth_gb_s": rate / 1e9,

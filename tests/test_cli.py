@@ -227,8 +227,20 @@ def test_serve_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     call("serve", "--model", "fake", "--port", "0", "--token", "secret-token", "--max-sessions", "3")
     assert (given["model"], given["port"], given["token"], given["max_sessions"]) == ("fake", 0, "secret-token", 3)
     assert (given["host"], given["voices"], given["engine_options"]) == ("127.0.0.1", None, {})
-    call("serve", "--model", "nano", "--device", "cpu", "--codec-dtype", "bfloat16", "--kv-dtype", "bfloat16")
-    types = {"codec_dtype": "bfloat16", "kv_dtype": "bfloat16"}
+    call(
+        "serve",
+        "--model",
+        "nano",
+        "--device",
+        "cpu",
+        "--codec-dtype",
+        "bfloat16",
+        "--kv-dtype",
+        "bfloat16",
+        "--weight-dtype",
+        "int8",
+    )
+    types = {"codec_dtype": "bfloat16", "kv_dtype": "bfloat16", "weight_dtype": "int8"}
     assert given["engine_options"] == {"device": "cpu", "dtype": "auto", **types}
     given.clear()
     for model in ("fake", "ws://127.0.0.1:1", "boson:nano"):

@@ -37,6 +37,7 @@ from .cli_parts import (
     Scene,
     Speakers,
     Token,
+    WeightDtype,
     command,
     described,
     number_types,
@@ -123,6 +124,7 @@ def say(
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
+    weight_dtype: WeightDtype = "auto",
     debug: Debug = False,
 ) -> None:
     """Say a text, or a stream as it comes.
@@ -140,7 +142,9 @@ def say(
     source = _stdin() if text in (None, "-") else text
     assert source is not None
     sampling = Sampling(seed=seed, temperature=temperature)
-    engine_options = _engine_options(model, device, dtype, token, number_types(model, codec_dtype, kv_dtype))
+    engine_options = _engine_options(
+        model, device, dtype, token, number_types(model, codec_dtype, kv_dtype, weight_dtype)
+    )
     saying = Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim, folder=folder)
     summary = _run(saying.run())
     if as_json:
@@ -380,6 +384,7 @@ def serve(
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
+    weight_dtype: WeightDtype = "auto",
     debug: Debug = False,
 ) -> None:
     """Serve an engine to other processes and machines, until Ctrl-C."""
@@ -407,7 +412,9 @@ def serve(
         port=port,
         token=token,
         voices=folder if folder is not None else _existing(voices_folder()),
-        engine_options=_engine_options(model, device, dtype, None, number_types(model, codec_dtype, kv_dtype)),
+        engine_options=_engine_options(
+            model, device, dtype, None, number_types(model, codec_dtype, kv_dtype, weight_dtype)
+        ),
         on_ready=ready,
         max_sessions=max_sessions,
         log_text=log_text,
@@ -598,7 +605,7 @@ Baseline = Annotated[
 ]
 BenchVoice = Annotated[str | None, typer.Option("--voice", help="A voice's name, instead of the measurement's own.")]
 BenchJson = Annotated[bool, typer.Option("--json", help="Print nothing but the last line.")]
-PARTS = {"codec_dtype": "codec", "kv_dtype": "keys and values"}
+PARTS = {"codec_dtype": "codec", "kv_dtype": "keys and values", "weight_dtype": "layers' weights"}
 
 
 @dataclass(slots=True)
@@ -701,6 +708,7 @@ def bench_context(
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
+    weight_dtype: WeightDtype = "auto",
     baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
@@ -711,7 +719,7 @@ def bench_context(
     if window not in (*context.WINDOWS, "every"):
         raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
     names = list(context.WINDOWS) if window == "every" else [window]
-    types = number_types(model, codec_dtype, kv_dtype)
+    types = number_types(model, codec_dtype, kv_dtype, weight_dtype)
     others = _baselines(baseline, random, types)
     bench = _Bench("context", model, random, device, dtype, types, as_json, voice, folder)
 
@@ -787,6 +795,7 @@ def bench_latency(
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
+    weight_dtype: WeightDtype = "auto",
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
@@ -794,7 +803,15 @@ def bench_latency(
     from .bench import latency
 
     bench = _Bench(
-        "latency", model, random, device, dtype, number_types(model, codec_dtype, kv_dtype), as_json, voice, folder
+        "latency",
+        model,
+        random,
+        device,
+        dtype,
+        number_types(model, codec_dtype, kv_dtype, weight_dtype),
+        as_json,
+        voice,
+        folder,
     )
 
     async def measure(engine: Any) -> dict[str, Any]:
@@ -818,6 +835,7 @@ def bench_bargein(
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
+    weight_dtype: WeightDtype = "auto",
     baseline: Baseline = None,
     as_json: BenchJson = False,
     debug: Debug = False,
@@ -825,7 +843,7 @@ def bench_bargein(
     """From an interruption to the last step and the last PCM, and to the next turn's first sound."""
     from .bench import bargein
 
-    types = number_types(model, codec_dtype, kv_dtype)
+    types = number_types(model, codec_dtype, kv_dtype, weight_dtype)
     others = _baselines(baseline, random, types)
     bench = _Bench("bargein", model, random, device, dtype, types, as_json, voice, folder)
 
@@ -866,6 +884,7 @@ def bench_concurrency(
     dtype: Dtype = "auto",
     codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
+    weight_dtype: WeightDtype = "auto",
     as_json: BenchJson = False,
     debug: Debug = False,
 ) -> None:
@@ -877,7 +896,15 @@ def bench_concurrency(
     except ValueError as error:
         raise SettingsError(f"--sessions takes numbers such as 1,2,4, not {sessions!r}") from error
     bench = _Bench(
-        "concurrency", model, random, device, dtype, number_types(model, codec_dtype, kv_dtype), as_json, voice, folder
+        "concurrency",
+        model,
+        random,
+        device,
+        dtype,
+        number_types(model, codec_dtype, kv_dtype, weight_dtype),
+        as_json,
+        voice,
+        folder,
     )
 
     def on_level(level: concurrency_bench.Level) -> None:

@@ -43,6 +43,13 @@ KvDtype = Annotated[
         help="auto (the model's), or bfloat16: half the memory of contexts, and quicker in long ones, on a CPU.",
     ),
 ]
+WeightDtype = Annotated[
+    str,
+    typer.Option(
+        "--weight-dtype",
+        help="auto (the model's), or int8: the layers' weights in half the memory of bfloat16, on a GPU.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and what the engine logs.")]
 Folder = Annotated[
@@ -97,13 +104,13 @@ def command(call: Callable[_P, None]) -> Callable[_P, None]:
     return run
 
 
-def number_types(model: str, codec_dtype: str, kv_dtype: str) -> dict[str, str]:
+def number_types(model: str, codec_dtype: str, kv_dtype: str, weight_dtype: str) -> dict[str, str]:
     """The options of an engine for what is not computed, or kept, in the usual type.
 
     Errors: `SettingsError` for an engine that is not in this process: what it computes in is not ours to say.
     """
-    usual = {"codec_dtype": "float32", "kv_dtype": "auto"}
-    given = {"codec_dtype": codec_dtype, "kv_dtype": kv_dtype}
+    usual = {"codec_dtype": "float32", "kv_dtype": "auto", "weight_dtype": "auto"}
+    given = {"codec_dtype": codec_dtype, "kv_dtype": kv_dtype, "weight_dtype": weight_dtype}
     types = {name: kind for name, kind in given.items() if kind != usual[name]}
     if types and (model == "fake" or "://" in model or model.startswith("boson:")):
         name, kind = next(iter(types.items()))

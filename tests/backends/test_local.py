@@ -34,6 +34,7 @@ from higgs_voice.errors import (
     SettingsError,
     SilenceError,
 )
+from higgs_voice.model.linear import Int8Linear
 from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.scheduler import NOT_STARTED, Scheduler
@@ -527,6 +528,25 @@ async def test_special_tokens_in_text_are_text(engine: LocalSynthesizer) -> None
     plain, nasty = engine._builder.opening("Hello."), engine._builder.opening("Hello.<|eot_id|><|audio_eos|>")
     assert (nasty.tokens == eos).sum() == (plain.tokens == eos).sum()
     assert len(nasty) > len(plain)
+
+
+def test_weights_are_made_where_a_model_is_loaded(loaded: Loaded) -> None:
+    with pytest.raises(SettingsError, match="weight_dtype 'int8' is for a model that is yet to be loaded"):
+        LocalSynthesizer(loaded=loaded, weight_dtype="int8")
+
+
+async def test_an_engine_in_eight_bits_speaks() -> None:
+    engine = LocalSynthesizer(device="cpu", dtype="float32", weight_dtype="int8")
+    await engine.start()
+    try:
+        assert isinstance(engine._loaded.model.model.layers[0].mlp.up_proj, Int8Linear)
+        async with VoiceSession(
+            engine, settings=SessionSettings(sampling=Sampling(temperature=0.3, seed=1))
+        ) as session:
+            pcm = await session.speak("Good morning.").collect()
+        assert 0.3 * 24000 < len(pcm) < 4 * 24000
+    finally:
+        await engine.aclose()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Largest difference between `PagedPool.decode_lines` (Triton) and its plain counterpart, printed last.
 
-With `step` for an argument, the largest difference between the logits of the step that is captured and of the plain one.
+With `step` for an argument, the largest difference between the logits of the step that is captured and of the plain one; with `int8`,
+that between products by weights of eight bits and those of the same weights as floats.
 
 Usage: TRITON_INTERPRET=1 python check_kernels.py HEADS_Q,HEADS,DIM
-On a GPU, compiled: python check_kernels.py HEADS_Q,HEADS,DIM cuda
+On a GPU, compiled: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and python check_kernels.py int8 cuda
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import triton.runtime.interpreter as interpreter
 
 from higgs_voice.config import Sampling
 from higgs_voice.model.kv import PAGE, KvShape, KvSlot, PagedPool
+from higgs_voice.model.linear import FEW_ROWS, Int8Linear, Linear
 from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Runner
@@ -108,12 +110,31 @@ def step() -> None:
     print(((logits[0] - logits[1]).abs().max() / logits[0].abs().max()).item())  # of the largest logit
 
 
+@torch.inference_mode()
+def int8(device: str) -> None:
+    """Few rows, by the kernel, and many, by a conversion; sizes that no block divides."""
+    worst = 0.0
+    for outputs, depth in ((80, 300), (96, 512), (8200 if device == "cuda" else 40, 130)):
+        torch.manual_seed(outputs)
+        made = Int8Linear(torch.randn(outputs, depth)).to(device)
+        linear = Linear(made.weight.cpu(), made.scale.cpu())
+        linear.weight, linear._scale = made.weight, made.scale  # as it is on a GPU
+        for rows in (1, 3, 16, 17, FEW_ROWS, FEW_ROWS + 1):
+            x, residual = (torch.randn(rows, size, device=device) for size in (depth, outputs))
+            expected = x.double() @ (made.weight.double() * made.scale.double()[:, None]).t()
+            for found, wanted in ((linear(x), expected), (linear.added(x, residual), expected + residual)):
+                worst = max(worst, float(((found - wanted).abs().max() / wanted.abs().max()).item()))
+    print(worst)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "step":
-        mend_interpreter()
-        step()
-        sys.exit()
     where = sys.argv[2] if len(sys.argv) > 2 else "cpu"
     if where == "cpu":
         mend_interpreter()
+    if sys.argv[1] == "step":
+        step()
+        sys.exit()
+    if sys.argv[1] == "int8":
+        int8(where)
+        sys.exit()
     main(*map(int, sys.argv[1].split(",")), where)

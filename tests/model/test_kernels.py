@@ -12,8 +12,8 @@ import pytest
 CHECK = Path(__file__).with_name("check_kernels.py")
 
 
-@pytest.mark.parametrize("what", ["6,2,32", "step"])
-def test_kernels_are_the_plain_attention(what: str) -> None:
+@pytest.mark.parametrize("what", ["6,2,32", "step", "int8"])
+def test_kernels_are_their_plain_counterparts(what: str) -> None:
     pytest.importorskip("triton", reason="Triton has no build for this platform")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(CHECK.parents[2] / "plugin")}
     done = subprocess.run([sys.executable, str(CHECK), what], env=environment, capture_output=True, text=True)

@@ -188,7 +188,7 @@ def engine_for(
     """The engine to measure. Its guards do not end chunks: a measurement says itself how long they are.
 
     `random`: ``3b`` for the published model's true shapes with random weights instead of `model`. `types`: the
-    `codec_dtype` and `kv_dtype` of an engine in this process.
+    `codec_dtype`, `kv_dtype` and `weight_dtype` of an engine in this process.
     Errors: `SettingsError`.
     """
     if random is None and (model == "fake" or "://" in model or model.startswith("boson:")):
@@ -200,7 +200,7 @@ def engine_for(
         return LocalSynthesizer(model, device=device, dtype=dtype, guards=guards, **types)
     from ..model.loading import random_model
 
-    loaded = random_model(random, device=device, dtype=dtype)
+    loaded = random_model(random, device=device, dtype=dtype, weight_dtype=types.pop("weight_dtype", "auto"))
     return LocalSynthesizer(loaded=loaded, guards=guards, **types)
 
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from .kv import Attend
-from .linear import Linear
+from .linear import Int8Linear, Linear
 
 
 @dataclass(slots=True)
@@ -52,15 +52,24 @@ Kinds = Literal["audio", "text"] | tuple[Tensor, Tensor]
 """Rows of one kind, or the indices of the audio and of the text rows."""
 
 
-def _stack(linears: list[nn.Linear]) -> Tensor:
-    """Weights of projections over the same input, in one tensor that they become views of."""
-    stacked = torch.cat([linear.weight.data for linear in linears])
+def _stack(*projections: Any) -> Linear:
+    """Projections over the same input as one. The model's own weights become views of it."""
+    weight = _joined([projection.weight for projection in projections])
+    if not isinstance(projections[0], Int8Linear):
+        return Linear(weight)
+    return Linear(weight, _joined([projection.scale for projection in projections]), projections[0].dtype)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts one after another, in one tensor that they become views of."""
+    if len(parts) == 1:
+        return parts[0].data
+    whole = torch.cat([part.data for part in parts])
     start = 0
-    for linear in linears:
-        end = start + linear.weight.shape[0]
-        linear.weight.data = stacked[start:end]
-        start = end
-    return stacked
+    for part in parts:
+        part.data = whole[start : start + part.shape[0]]
+        start += part.shape[0]
+    return whole
 
 
 class Forward:
@@ -99,13 +108,13 @@ class Forward:
     @staticmethod
     def _layer(layer: Any) -> Layer:
         def ffn(mlp: Any, norm_in: Any, norm_mid: Any) -> Ffn:
-            gate_up = Linear(_stack([mlp.gate_proj, mlp.up_proj]))
-            return Ffn(norm_in.weight.data, norm_mid.weight.data, gate_up, Linear(mlp.down_proj.weight.data))
+            gate_up = _stack(mlp.gate_proj, mlp.up_proj)
+            return Ffn(norm_in.weight.data, norm_mid.weight.data, gate_up, _stack(mlp.down_proj))
 
         attention = layer.self_attn
         return Layer(
-            qkv=Linear(_stack([attention.q_proj, attention.k_proj, attention.v_proj])),
-            out=Linear(attention.o_proj.weight.data),
+            qkv=_stack(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=_stack(attention.o_proj),
             text=ffn(layer.mlp, layer.input_layernorm, layer.post_attention_layernorm),
             audio=ffn(layer.audio_mlp, layer.audio_input_layernorm, layer.audio_post_attention_layernorm),
         )

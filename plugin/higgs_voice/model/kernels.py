@@ -7,6 +7,9 @@ from ``table``, both on the device.
 
 Shapes: ``qkv`` [R, HQ + 2 H, D]; ``cos``, ``sin`` [R, D]; ``lines``, ``positions`` [R]; ``table`` [lines, pages] int32; ``keys``,
 ``values`` [pages, H, PAGE, D]. D is a power of two.
+
+`project` multiplies a few rows by weights of eight bits, which are made floats where they are multiplied: a product reads one
+byte a weight.
 """
 
 from __future__ import annotations
@@ -131,6 +134,36 @@ def _join(  # pyright: ignore[reportUnknownParameterType]
     tl.store(place, (total / weight).to(out.dtype.element_ty))
 
 
+@triton.jit
+def _project(  # pyright: ignore[reportUnknownParameterType]
+    x: Any,
+    weight: Any,
+    scale: Any,
+    residual: Any,
+    out: Any,
+    rows: Any,
+    N: Any,  # noqa: N803
+    K: Any,  # noqa: N803
+    ADD: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    OUTPUTS: tl.constexpr,  # noqa: N803
+    DEPTH: tl.constexpr,  # noqa: N803
+):
+    r = tl.arange(0, ROWS)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    for start in range(0, K, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        here = tl.load(x + r[:, None] * K + k[None, :], mask=(r < rows)[:, None] & (k < K)[None, :], other=0.0)
+        w = tl.load(weight + n[:, None] * K + k[None, :], mask=(n < N)[:, None] & (k < K)[None, :], other=0)
+        total += tl.dot(here, tl.trans(w.to(here.dtype)), input_precision="ieee")
+    total = total * tl.load(scale + n, mask=n < N, other=0.0)[None, :]
+    place, there = r[:, None] * N + n[None, :], (r < rows)[:, None] & (n < N)[None, :]
+    if ADD:
+        total += tl.load(residual + place, mask=there, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=there)
+
+
 def _launch(kernel: Any, grid: tuple[int, ...]) -> Any:
     """A kernel over a grid; its launch takes options that its signature does not name."""
     return kernel[grid]
@@ -201,4 +234,29 @@ def attend(query: Tensor, lines: Tensor, positions: Tensor, table: Tensor, keys:
     )
     out = torch.empty((rows, heads_q * dim), dtype=query.dtype, device=query.device)
     _launch(_join, (rows, heads_q))(sums, peaks, weights, out, heads, group, padded, dim, SPLITS, num_warps=4)
+    return out
+
+
+def project(x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
+    """x Wᵀ times ``scale``, plus ``residual``: [R, K] by int8 [N, K] to [R, N]. Sums are float32, rounded once."""
+    (rows, depth), outputs = x.shape, weight.shape[0]
+    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    # Few outputs are shared by more programs, so that all of the GPU reads.
+    block = 16 if outputs <= 8192 else 32
+    _launch(_project, ((outputs + block - 1) // block,))(
+        x.contiguous(),
+        weight,
+        scale,
+        out if residual is None else residual.contiguous(),
+        out,
+        rows,
+        outputs,
+        depth,
+        residual is not None,
+        max(16, 1 << (rows - 1).bit_length()),
+        block,
+        128,
+        num_warps=4,
+        num_stages=4,
+    )
     return out

@@ -1,9 +1,12 @@
-"""A projection's weights, held as the processor reads them fastest.
+"""A projection's weights, held as the processor reads them fastest, or in half the memory.
 
 A step on a CPU is bound by how fast it reads the weights. A checkpoint of half-precision numbers that is run in float32 gains
 nothing from the other half of each number: where every weight of a matrix is a float16 number, a packed float16 copy is read
 instead, and multiplied and added up in float32. That is lossless: the products are the same, the sums in another order. The
 kernels are FBGEMM's, which x86 builds of torch have; a row's sums do not depend on how many rows there are.
+
+Where asked for, weights are kept as whole numbers of eight bits and a scale for each output (`quantize`). That halves the memory
+of a half-precision model and what a step reads of it, and is not lossless.
 """
 
 from __future__ import annotations
@@ -13,18 +16,69 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import SettingsError
 
 log = logging.getLogger("higgs_voice.linear")
 
 
-class Linear:
-    """x Wᵀ for a weight [N, K]."""
+FEW_ROWS = 64
+"""Up to this many rows a product by eight-bit weights is bound by reading them."""
+
+
+class Int8Linear(nn.Module):
+    """In place of an `nn.Linear` without bias: x Wᵀ for weights of eight bits, each output's with a scale of its own.
+
+    Round to nearest, symmetric, the largest weight of an output at 127: what LLM.int8() (Dettmers et al., 2022) does to weights, with
+    activations left as they are. transformers' own classes run on it.
+    """
+
+    weight: Tensor
+    """[N, K] int8."""
+    scale: Tensor
+    """[N] float32."""
 
     def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.dtype = weight.dtype
+        """Of the weights that were."""
+        exact = weight.detach().float()
+        scale = exact.abs().amax(dim=1).clamp_min(1e-12) / 127
+        self.register_buffer("weight", (exact / scale[:, None]).round_().to(torch.int8))
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+def pick_weight_dtype(dtype: str) -> str:
+    """``auto`` (the model's own type) or ``int8``. Errors: `SettingsError` for any other."""
+    if dtype not in ("auto", "int8"):
+        raise SettingsError(f"the model's weights can be kept in its own type (auto) or in int8, not in {dtype!r}")
+    return dtype
+
+
+def quantize(layers: nn.Module) -> None:
+    """Make every projection in a model's layers an `Int8Linear`, one after another, so that both are held for one at a time."""
+    for parent in layers.modules():
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Int8Linear(child.weight))
+
+
+class Linear:
+    """x Wᵀ for a weight [N, K], which may be in eight bits."""
+
+    def __init__(self, weight: Tensor, scale: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """``scale`` [N]: of int8 weights, for each output; ``dtype``: what they are multiplied in."""
         self.weight = weight
         """As it was given; a packed copy stands beside it."""
-        self._packed: Any = _pack(weight)
+        self._scale = scale
+        if scale is not None and weight.device.type == "cpu":
+            # Torch has no product by int8 weights for a CPU that is quicker than one by floats.
+            self.weight, self._scale = (weight.float() * scale[:, None]).to(dtype), None
+        self._packed: Any = _pack(self.weight)
 
     @property
     def packed(self) -> bool:
@@ -38,15 +92,28 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[R, K] to [R, N]."""
+        if self._scale is not None:
+            return self._product(x, self._scale)
         if self._packed is None:
             return F.linear(x, self.weight)
         return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """`residual` plus the projection of `x`."""
+        if self._scale is not None:
+            return self._product(x, self._scale, residual)
         if self._packed is None:
             return torch.addmm(residual, x, self.weight.t())
         return torch.ops.quantized.linear_dynamic_fp16(x, self._packed).add_(residual)
+
+    def _product(self, x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.shape[0] <= FEW_ROWS:
+            from . import kernels
+
+            return kernels.project(x, self.weight, scale, residual)
+        # Many rows are bound by multiplying: one conversion is little beside it.
+        product = F.linear(x, self.weight.to(x.dtype)).mul_(scale)
+        return product if residual is None else product.add_(residual)
 
 
 def _pack(weight: Tensor) -> Any:

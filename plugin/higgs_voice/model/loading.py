@@ -30,6 +30,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from ..errors import CheckpointError, ModelNotFoundError, SettingsError
+from .linear import pick_weight_dtype, quantize
 
 NANO = Path(__file__).resolve().parent.parent / "nano"
 DEFAULT_CODEC = "bosonai/higgs-audio-v2-tokenizer"
@@ -131,18 +132,24 @@ def load(
     codec: str | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    weight_dtype: str = "auto",
 ) -> Loaded:
     """Load a model with its tokenizer and codec.
 
     ``model``: ``nano``, a folder or a hub id; ``codec`` likewise, where it is not the model's usual one. ``device`` auto is
-    the first GPU if there is one; ``dtype`` auto is float32 on a CPU and bfloat16 on a GPU.
-    Errors: `ModelNotFoundError`, `CheckpointError`.
+    the first GPU if there is one; ``dtype`` auto is float32 on a CPU and bfloat16 on a GPU. ``weight_dtype`` int8 keeps the
+    layers' weights in eight bits; they are made on the CPU, so that a GPU need not hold the others first.
+    Errors: `ModelNotFoundError`, `CheckpointError`, `SettingsError`.
     """
+    quantized = pick_weight_dtype(weight_dtype) == "int8"
     source = resolve(model, codec)
     where, kind = pick_device(device), pick_dtype(dtype, pick_device(device))
     with quiet():
         _check_config(source.model, HiggsAudioV2Config.model_type, "a Higgs Audio v2 model")
-        network = _load_weights(HiggsAudioV2ForConditionalGeneration, source.model, kind).to(where).eval()
+        network = _load_weights(HiggsAudioV2ForConditionalGeneration, source.model, kind).eval()
+        if quantized:
+            quantize(network.model.layers)
+        network = network.to(where)
         codec_found: Any = _load_codec(source.codec)  # the class hides what kind of method `to` is
         voice = codec_found.to(where)
         tokenizer = _guarded(source.model, lambda: _tokenizer(source.model))
@@ -382,6 +389,7 @@ def random_model(
     layers: int | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    weight_dtype: str = "auto",
     seed: int = 0,
 ) -> Loaded:
     """The published model's true shapes with random weights, made on the device: for timing, and for tests of shapes.
@@ -390,6 +398,7 @@ def random_model(
     """
     if shape != "3b":
         raise ModelNotFoundError(f"there is no shape {shape!r} for a model with random weights; use '3b'")
+    quantized = pick_weight_dtype(weight_dtype) == "int8"
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     settings: dict[str, Any] = {"codebook_size": 1026} | ({} if layers is None else {"num_hidden_layers": layers})
@@ -403,6 +412,8 @@ def random_model(
                 parameter.normal_(0.0, config.initializer_range, generator=generator)
             else:  # a norm
                 parameter.fill_(1.0)
+    if quantized:
+        quantize(model.model.layers)
     voice = _codec_config()
     codec = _random(HiggsAudioV2TokenizerModel, voice, where, torch.float32, seed)
     extractor = DacFeatureExtractor(sampling_rate=codec.config.sample_rate, hop_length=1)
