@@ -45,7 +45,7 @@ from .cli_parts import (
 from .cli_parts import engine_options as _engine_options
 from .cli_parts import stderr as _stderr
 from .cli_voices import voices_app
-from .config import Sampling, voices_folder
+from .config import Sampling, engine_kind, voices_folder
 from .errors import DependencyError, HiggsVoiceError, SettingsError
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _named(voice: str, model: str, folder: Path | None) -> Voice | str:
     """A voice, before a model is loaded for it; a server's has to wait for the server."""
     from .conversation.presets import find_voice
 
-    if model.startswith(("ws://", "wss://")):
+    if engine_kind(model) == "remote":
         return voice
     return _run(find_voice(voice, folder=folder))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 from rich.console import Console
 
+from .config import engine_kind
 from .errors import HiggsVoiceError, SettingsError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def number_types(model: str, codec_dtype: str, kv_dtype: str, weight_dtype: str)
     usual = {"codec_dtype": "float32", "kv_dtype": "auto", "weight_dtype": "auto"}
     given = {"codec_dtype": codec_dtype, "kv_dtype": kv_dtype, "weight_dtype": weight_dtype}
     types = {name: kind for name, kind in given.items() if kind != usual[name]}
-    if types and (model == "fake" or "://" in model or model.startswith("boson:")):
+    if types and engine_kind(model) != "local":
         name, kind = next(iter(types.items()))
         option = "--" + name.replace("_", "-")
         raise SettingsError(f"{option} {kind} is for a model in this process, and {model} is not; leave it away")
@@ -123,9 +124,10 @@ def engine_options(
     model: str, device: str, dtype: str, token: str | None, types: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """What the engine that `model` names is made with."""
-    if model.startswith(("ws://", "wss://")):
+    kind = engine_kind(model)
+    if kind == "remote":
         return {"token": token} if token else {}
-    if model == "fake":
+    if kind == "fake":
         return {}
     return {"device": device, "dtype": dtype, **(types or {})}
 

@@ -29,7 +29,7 @@ from .cli_parts import (
     engine_options,
     stderr,
 )
-from .config import Sampling, voices_folder
+from .config import Sampling, engine_kind, voices_folder
 from .errors import HiggsVoiceError, SettingsError
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def preview(
     if out is not None:
         check_writable(out)
     presets = _presets(folder)
-    remote = model.startswith(("ws://", "wss://"))
+    remote = engine_kind(model) == "remote"
     voice = name if remote else replace(presets.get(name), name=name)
     saying = Saying(
         model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -126,3 +126,12 @@ def cache_folder() -> Path:
 def boson_python() -> str | None:
     """``HIGGS_VOICE_BOSON_PYTHON``: the interpreter of the environment with boson_multimodal in it, if it is named."""
     return os.environ.get("HIGGS_VOICE_BOSON_PYTHON") or None
+
+
+def engine_kind(model: str) -> Literal["fake", "remote", "boson", "local"]:
+    """Which engine a name means; whether there is such a model is not looked at."""
+    if model == "fake":
+        return "fake"
+    if model.startswith(("ws://", "wss://")):
+        return "remote"
+    return "boson" if model.startswith("boson:") else "local"

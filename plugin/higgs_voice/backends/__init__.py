@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config import engine_kind
 from ..conversation.synthesizer import Synthesizer
 from ..errors import DependencyError, SettingsError
 
@@ -16,16 +17,17 @@ def create_backend(model: str = "nano", **options: Any) -> Synthesizer:
     elsewhere. ``fake``: deterministic tones. `options` go to the engine's constructor.
     Errors: `SettingsError` (unknown option), `DependencyError` (an extra is missing).
     """
+    kind = engine_kind(model)
     try:
-        if model == "fake":
+        if kind == "fake":
             from .fake import FakeSynthesizer
 
             return FakeSynthesizer(**options)
-        if model.startswith(("ws://", "wss://")):
+        if kind == "remote":
             from .remote import RemoteSynthesizer
 
             return RemoteSynthesizer(model, **options)
-        if model.startswith("boson:"):
+        if kind == "boson":
             from .boson import BosonSynthesizer
 
             return BosonSynthesizer(model, **options)

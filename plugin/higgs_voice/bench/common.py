@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends import create_backend
-from ..config import Sampling
+from ..config import Sampling, engine_kind
 from ..conversation.synthesizer import Synthesizer
 from ..errors import SettingsError
 
@@ -191,7 +191,7 @@ def engine_for(
     `codec_dtype`, `kv_dtype` and `weight_dtype` of an engine in this process.
     Errors: `SettingsError`.
     """
-    if random is None and (model == "fake" or "://" in model or model.startswith("boson:")):
+    if random is None and engine_kind(model) != "local":
         return create_backend(model, **types)
     from ..backends.local import Guards, LocalSynthesizer
 

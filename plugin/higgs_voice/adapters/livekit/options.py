@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
+from ...config import engine_kind
 from ...conversation.presets import find_voice
 from ...conversation.session import SessionSettings
 from ...conversation.synthesizer import Synthesizer
@@ -59,7 +60,7 @@ def several(speakers: str | list[str] | tuple[str, ...] | None) -> tuple[str, ..
 
 def servers_of(model: str) -> list[SplitResult]:
     """The servers that a model's name names; none if it is no server."""
-    if not model.startswith(("ws://", "wss://")):
+    if engine_kind(model) != "remote":
         return []
     return [urlsplit(part.strip()) for part in model.split(",")]
 
