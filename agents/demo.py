@@ -203,7 +203,7 @@ async def listening() -> AsyncGenerator[Listener]:
 
 async def line_of_the_caller(engine: Synthesizer, path: Path, speaker: str) -> None:
     """What the second peer will say, spoken by the engine's other voice."""
-    settings = SessionSettings(sampling=Sampling(temperature=0.3, seed=7))
+    settings = SessionSettings(sampling=Sampling(seed=7))
     async with VoiceSession(engine, voice=Voice.create(speakers=speaker), settings=settings) as session:
         pcm = await session.speak(CALLER).collect()
     sound = np.frombuffer(pcm, dtype="<i2").astype(np.float32) / 32768.0
@@ -384,7 +384,7 @@ def main() -> int:
     parser.add_argument("--model", default="nano", help="nano, a hub id, a folder, or ws://host:port of a server")
     parser.add_argument("--speaker", default="feminine", help="the agent's voice")
     parser.add_argument("--other-speaker", default="masculine", help="the caller's voice")
-    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--temperature", type=float, help="unless given, what the model recommends")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--window", type=int, default=5, help="exchanges in the context")
     parser.add_argument("--short", action="store_true", help="a shorter script")

@@ -8,7 +8,7 @@ no speech recognition nobody writes down what was said). Set these to change tha
     HIGGS_VOICE_TOKEN     the server's token
     HIGGS_AGENT_VOICE     a voice's name, a saved voice's file, or a description of the speaker
     HIGGS_AGENT_WINDOW    how many exchanges the voice hears of what it said before (40 s of them)
-    HIGGS_AGENT_TEMPERATURE, HIGGS_AGENT_SEED   how codes are drawn (0.7, nano: 0.3; another seed for every chunk)
+    HIGGS_AGENT_TEMPERATURE, HIGGS_AGENT_SEED   how codes are drawn (what the model recommends; another seed for every chunk)
     HIGGS_AGENT_LLM_URL   an OpenAI-compatible LLM, such as http://127.0.0.1:11434/v1; with HIGGS_AGENT_LLM_MODEL
     HIGGS_AGENT_WORD_S    seconds the script takes for a word (0.01)
     HIGGS_AGENT_STT_URL   an OpenAI-compatible transcriber; with HIGGS_AGENT_STT_MODEL
@@ -106,9 +106,9 @@ def make_llm() -> llm.LLM[Any]:
 
 
 def make_settings() -> higgs.SessionSettings:
-    """What the voice remembers and how it is drawn, by the environment. The embedded voice wants a low temperature."""
+    """What the voice remembers and how it is drawn, by the environment."""
     window, seed = _number("HIGGS_AGENT_WINDOW"), _number("HIGGS_AGENT_SEED")
-    temperature = _number("HIGGS_AGENT_TEMPERATURE", "0.3" if MODEL == "nano" else "")
+    temperature = _number("HIGGS_AGENT_TEMPERATURE")
     sampling = higgs.Sampling()
     if temperature is not None:
         sampling = sampling.replace(temperature=temperature)

@@ -38,8 +38,6 @@ ENGINE_PORT = 8765
 ENGINE_READY_S = 300.0
 """A large model is loaded from disk."""
 READY_S = 60.0
-NANO = {"HIGGS_AGENT_TEMPERATURE": "0.3"}
-"""What suits the embedded voice: it is understood best when it is drawn at a low temperature."""
 
 
 class LocalError(Exception):
@@ -149,7 +147,6 @@ class Local:
 
     def _spawn(self, name: str, command: list[str]) -> Child:
         environment = {
-            **(NANO if self.model == "nano" else {}),
             **os.environ,
             "LIVEKIT_URL": self.url,
             "LIVEKIT_API_KEY": livekit_server.API_KEY,

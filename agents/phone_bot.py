@@ -86,7 +86,7 @@ class Options:
     """How the bot answers."""
 
     speaker: str = "feminine"
-    temperature: float = 0.3
+    temperature: float | None = None
     window: int = 5
     stt: str = "pocketsphinx"
     """Who understands speech: "pocketsphinx", or "none": it is noted only that there was some."""
@@ -500,7 +500,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default="nano", help="nano, a hub id, a folder, or ws://host:port of a server")
     parser.add_argument("--speaker", default="feminine", help="a description of the speaker")
-    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--temperature", type=float, help="unless given, what the model recommends")
     parser.add_argument("--window", type=int, default=5, help="exchanges in the context")
     parser.add_argument("--stt", choices=("pocketsphinx", "none"), default="pocketsphinx")
     parser.add_argument("--llm-url", help="an OpenAI-compatible server; without it a stand-in answers")

@@ -173,7 +173,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stt", choices=("pocketsphinx", "none"), default="pocketsphinx", help="who understands speech"
     )
-    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--temperature", type=float, help="unless given, what the model recommends")
     parser.add_argument("--window", type=int, default=5, help="exchanges in the context")
     parser.add_argument("--llm-url", help="an OpenAI-compatible server; without it a stand-in answers")
     parser.add_argument("--llm-model", default="default", help="the model's name there")

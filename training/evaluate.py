@@ -84,7 +84,7 @@ def runaways(said: Sequence[Said]) -> dict[str, int]:
 class Speaker:
     """The engine as a user has it."""
 
-    def __init__(self, engine: Synthesizer, temperature: float) -> None:
+    def __init__(self, engine: Synthesizer, temperature: float | None) -> None:
         self.engine = engine
         self.sampling = Sampling(temperature=temperature, seed=EVALUATION_SEED, ras_win_len=None)
 
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--turns", type=int, default=50, help="of the conversation; 0 leaves it out")
     parser.add_argument("--clips", type=int, default=5, help="references of each voice; 0 leaves cloning out")
-    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--temperature", type=float, help="unless given, what the checkpoint recommends")
     options = parser.parse_args()
     torch.set_num_threads(1)
     report = asyncio.run(run(options))

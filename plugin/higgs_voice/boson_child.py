@@ -77,6 +77,7 @@ class Codebooks:
         self._dtype: torch.dtype = getattr(torch, kind)
         self._lengths = kv_cache_lengths
         self._engine: Any = None
+        self._temperature: float | None = None
         self._running: dict[str, tuple[str, asyncio.Event]] = {}
         self._info: EngineInfo | None = None
 
@@ -102,6 +103,7 @@ class Codebooks:
         engine.prompt_tokenizer = _PromptTokenizer(engine.tokenizer)
         serving.install()
         self._engine = engine
+        self._temperature = getattr(engine.model.generation_config, "temperature", None)
         config = engine.model.config
         self._bos, self._eos = int(config.audio_stream_bos_id), int(config.audio_stream_eos_id)
         self._info = EngineInfo(
@@ -126,7 +128,7 @@ class Codebooks:
         stream = self._engine.generate_delta_stream(
             serving.data_types.ChatMLSample(messages=messages(request)),
             max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
+            temperature=sampling.recommended(self._temperature).drawn_at,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             force_audio_gen=True,

@@ -113,7 +113,10 @@ def say(
     ] = None,
     folder: Folder = None,
     seed: Annotated[int | None, typer.Option(help="Makes it repeatable.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; about 0.3 for clones.")] = 0.7,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 is greedy; about 0.3 for clones. Unless given, what the model recommends, or 0.7."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a wav file instead of playing.")] = None,
     as_json: Json = False,
     verbatim: Annotated[

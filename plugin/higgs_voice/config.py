@@ -38,11 +38,15 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     return "; ".join(parts)
 
 
+DOCUMENTED_TEMPERATURE = 0.7
+
+
 class Sampling(Settings):
     """How codes are drawn from the model's logits. Defaults are those of the documented API."""
 
-    temperature: float = Field(default=0.7, ge=0.0, le=5.0)
-    """0 is greedy."""
+    temperature: float | None = Field(default=None, ge=0.0, le=5.0)
+    """0 is greedy. None is what the checkpoint's ``generation_config.json`` recommends, as the embedded voice's does; where it
+    recommends nothing, 0.7."""
     top_k: int | None = Field(default=None, ge=1)
     top_p: float = Field(default=0.95, gt=0.0, le=1.0)
     ras_win_len: int | None = Field(default=7, ge=1)
@@ -52,6 +56,22 @@ class Sampling(Settings):
     """None draws a new one for every chunk."""
     max_new_tokens: int = Field(default=2048, ge=1)
     """Rows (delayed frames) a chunk may take at most."""
+
+    @property
+    def drawn_at(self) -> float:
+        """The temperature, of a checkpoint that recommends none."""
+        return DOCUMENTED_TEMPERATURE if self.temperature is None else self.temperature
+
+    def recommended(self, temperature: float | None) -> Self:
+        """These settings for a checkpoint that recommends a temperature."""
+        if self.temperature is not None or temperature is None:
+            return self
+        return self.replace(temperature=temperature)
+
+    def again(self) -> Self:
+        """For another try where these gave no sound: drawn no colder than the documented API draws, since near greedy another seed
+        gives the same again."""
+        return self.replace(temperature=max(self.drawn_at, DOCUMENTED_TEMPERATURE))
 
 
 class Window(Settings):

@@ -20,10 +20,12 @@ class Collapsing:
 
     def __init__(self) -> None:
         self.seeds: list[int | None] = []
+        self.drawn_at: list[float | None] = []
         self.when_ended: Callable[[], None] = lambda: None
 
     async def speak(self, asked: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         self.seeds.append(asked.sampling.seed)
+        self.drawn_at.append(asked.sampling.temperature)
         try:
             yield FinishedEvent(FinishReason.EOS, 0)
         finally:
@@ -46,6 +48,7 @@ async def test_a_chunk_that_collapses_is_tried_with_other_seeds() -> None:
     line = Collapsing()
     events = await collect(engine_on(line), replace(request(seed=7), pcm=False))
     assert line.seeds == [7, 8, 9]
+    assert line.drawn_at == [None, 0.7, 0.7]  # near greedy, it would draw the same again
     assert finish(events).reason is FinishReason.COLLAPSE
 
 

@@ -371,15 +371,18 @@ async def test_codes_read_a_step_late_are_the_same(loaded: Loaded, monkeypatch: 
         # Another seed after a collapse, with a step of the first one under way.
         runner = worker_of(engine)._runner
         take, seeds = runner.take, list[int]()
+        drawn_at: list[float] = []
 
         def ends_the_first(generation: Any, row: np.ndarray) -> Any:
             if generation.seed not in seeds:
                 seeds.append(generation.seed)
+                drawn_at.append(generation.sampling.temperature)
             return take(generation, np.full_like(row, runner.eos) if len(seeds) == 1 else row)
 
         monkeypatch.setattr(runner, "take", ends_the_first)
         codes, _, finished = await speak(engine, request(TEXTS[1], session="retry", sampling=Sampling(seed=5)))
         assert len(seeds) == 2
+        assert drawn_at == [engine._loaded.temperature, 0.7]  # near greedy, it would draw the same again
         assert codes.shape[1] > 5
         assert finished.reason is FinishReason.EOS
     finally:

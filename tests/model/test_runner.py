@@ -299,6 +299,29 @@ def test_full_memory_refuses_one_and_the_others_go_on(nano: Any, codes: Any) -> 
         runner.align(long, rows + rows)
 
 
+def test_the_checkpoint_says_at_what_temperature_it_is_drawn(
+    nano: Loaded, codes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody does; where it says nothing, it is the documented 0.7."""
+
+    def rows(temperature: float | None) -> list[list[int]]:
+        runner = Runner(nano, max_rows=1024)
+        slot = runner.pool.acquire()
+        runner.align(
+            slot, runner.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(20))]) + runner.prompts.opening("No.")
+        )
+        generation = runner.start(slot, Sampling(temperature=temperature), 5)
+        return [runner.step([generation])[0].row.tolist() for _ in range(8)]
+
+    recommended, documented = rows(0.2), rows(0.7)
+    assert nano.temperature == 0.2
+    assert recommended != documented
+    assert rows(None) == recommended
+    monkeypatch.setattr(nano.model.generation_config, "temperature", None)
+    assert rows(None) == documented
+    assert rows(0.2) == recommended
+
+
 def test_bfloat16_stays_near_float32(runner: Runner, slot: KvSlot, codes: Any) -> None:
     """Teacher-forced logits behind a context of several hundred rows."""
     half = Runner(load("nano", device="cpu", dtype="bfloat16"), max_rows=2048)

@@ -118,7 +118,7 @@ class HiggsTTSSettings(TTSSettings):
     scene: str | NotGiven | None = field(default_factory=_not_given)
     speakers: tuple[str, ...] | list[str] | str | NotGiven | None = field(default_factory=_not_given)
     on_voice_change: Literal["new", "keep"] | NotGiven = field(default_factory=_not_given)
-    temperature: float | NotGiven = field(default_factory=_not_given)
+    temperature: float | NotGiven | None = field(default_factory=_not_given)
     top_k: int | NotGiven | None = field(default_factory=_not_given)
     top_p: float | NotGiven = field(default_factory=_not_given)
     ras_win_len: int | NotGiven | None = field(default_factory=_not_given)

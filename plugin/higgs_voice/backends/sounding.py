@@ -118,7 +118,8 @@ class Sounding:
     async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(31)
         for attempt in range(self._guards.retries + 1):
-            sampling = request.sampling.replace(seed=(seed + attempt) % 2**31)
+            sampling = request.sampling.again() if attempt else request.sampling
+            sampling = sampling.replace(seed=(seed + attempt) % 2**31)
             again = False
             async with aclosing(self._attempt(replace(request, sampling=sampling))) as events:
                 async for event in events:

@@ -169,6 +169,7 @@ class _Generate:
     def _run(self, request: SpeakRequest, watch: _Watch, put: Callable[[NDArray[np.int16]], None]) -> None:
         """`generate` shows its rows to nobody before it ends, so they are taken where the next step is fed with them."""
         device, sampling = self._loaded.device, request.sampling
+        temperature = sampling.recommended(self._loaded.temperature).drawn_at
         rows = self._rows(request.context, request.text)
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(rows.tokens.astype(np.int64))[None].to(device)}
         if rows.audio.any():
@@ -192,8 +193,8 @@ class _Generate:
             out = model.generate(
                 **inputs,
                 max_new_tokens=sampling.max_new_tokens,
-                do_sample=sampling.temperature > 0,
-                temperature=sampling.temperature or 1.0,
+                do_sample=temperature > 0,
+                temperature=temperature or 1.0,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 stopping_criteria=StoppingCriteriaList([watch]),

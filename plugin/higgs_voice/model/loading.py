@@ -82,6 +82,11 @@ class Loaded:
     """Of the model's weights; of the keys and values too, unless another is asked for."""
     limits: Limits
 
+    @property
+    def temperature(self) -> float | None:
+        """What the checkpoint's ``generation_config.json`` recommends; None where it recommends nothing."""
+        return getattr(self.model.generation_config, "temperature", None)
+
 
 def resolve(model: str, codec: str | None = None) -> Source:
     """Find out what a name means. Errors: `ModelNotFoundError`, `CheckpointError`."""

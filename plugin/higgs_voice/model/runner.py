@@ -195,6 +195,7 @@ class Runner:
         """Begin a generation behind a slot's rows, which end with `PromptBuilder.opening`. The slot is the generation's
         until it is over; cropping or prefilling it in between makes the generation meaningless."""
         slot.reserve(slot.length + 1)
+        sampling = sampling.recommended(self.loaded.temperature)
         self.sampler.begin(slot.index, sampling, slot.rows.last_audio(sampling.ras_win_len or 0), slot.length)
         return Generation(
             slot=slot,

@@ -130,7 +130,7 @@ class Sampler:
         state = [1, 0, position] + [self.bos] * self.num_codebooks
         self.ints[line] = torch.from_numpy(np.concatenate([state, past.reshape(-1)])).to(self.device)
         top_k = min(sampling.top_k or self.vocabulary, self.vocabulary)
-        parameters = [sampling.temperature, top_k, sampling.top_p, ras, sampling.ras_win_max_num_repeat]
+        parameters = [sampling.drawn_at, top_k, sampling.top_p, ras, sampling.ras_win_max_num_repeat]
         self.parameters[line] = torch.tensor(parameters, dtype=torch.float32).to(self.device)
         self._cache.clear()
 
@@ -150,8 +150,8 @@ class Sampler:
         if key not in self._cache:
             self._cache[key] = self.gather(
                 torch.tensor(which, device=self.device),
-                draw=any(sampling.temperature > 0 for sampling in settings),
-                greedy=any(sampling.temperature == 0 for sampling in settings),
+                draw=any(sampling.drawn_at > 0 for sampling in settings),
+                greedy=any(sampling.drawn_at == 0 for sampling in settings),
                 top_k=any(sampling.top_k is not None for sampling in settings),
                 ras=any(sampling.ras_win_len is not None for sampling in settings),
             )

@@ -379,8 +379,7 @@ class Worker:
         assert job.slot is not None
         job.timings["retries"] = tried + 1
         job.seed = (job.seed * 1103515245 + 12345) % 2**31
-        if job.sampling.temperature == 0:
-            job.sampling = job.sampling.replace(temperature=0.7)  # greedy would do the same again
+        job.sampling = job.sampling.recommended(self._runner.loaded.temperature).again()
         self._leave(job)
         job.frames = 0
         job.held.clear()
