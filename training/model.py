@@ -497,7 +497,7 @@ def main() -> None:
         trainee.zero_grad()
         seen += batch.ids.numel()
         if step % 4 == 0:
-            keep = min(0.995, 1 - 1 / (step / 40 + 1))
+            keep = min(0.98, 1 - 1 / (step / 40 + 1))
             for name, value in trainee.state_dict().items():
                 if value.is_floating_point():
                     average[name].lerp_(value, 1 - keep)
