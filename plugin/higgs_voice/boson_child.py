@@ -103,7 +103,8 @@ class Codebooks:
         engine.prompt_tokenizer = _PromptTokenizer(engine.tokenizer)
         serving.install()
         self._engine = engine
-        self._temperature = getattr(engine.model.generation_config, "temperature", None)
+        # What differs from the class's own defaults: that version of transformers has 1.0 where a checkpoint says nothing.
+        self._temperature = engine.model.generation_config.to_diff_dict().get("temperature")
         config = engine.model.config
         self._bos, self._eos = int(config.audio_stream_bos_id), int(config.audio_stream_eos_id)
         self._info = EngineInfo(

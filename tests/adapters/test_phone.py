@@ -584,6 +584,45 @@ async def test_what_a_clear_overtook_was_never_sent() -> None:
     assert [message["event"] for message in sent][:2] == ["media", "clear"]
 
 
+async def test_a_cut_while_a_mark_goes_out_counts_what_was_played() -> None:
+    """The packet is at the far end already when the socket still takes the mark behind it."""
+    behind, output, sent = await writer("exotel")
+    send, taken = output._client.send, asyncio.Event()
+
+    async def slow(text: Any) -> None:
+        await send(text)
+        if sent[-1]["event"] == "mark":
+            await taken.wait()
+
+    output._client.send = slow
+    writing = asyncio.create_task(output.write_audio_frame(TTSAudioRawFrame(bytes(3200), 8000, 1)))
+    while len(sent) < 2:
+        await asyncio.sleep(0)
+    behind.now = 0.15
+    output._client.send = send
+    await output._clear()
+    await behind.gate.process_frame(InterruptionFrame(), FrameDirection.DOWNSTREAM)
+    assert behind.seconds == pytest.approx(0.15, abs=1 / 8000)
+    taken.set()
+    assert not await writing
+    assert (output._due, behind.gate.holding) == (0.0, 0)
+
+
+async def test_a_new_stream_of_the_call_begins_with_nothing() -> None:
+    """What was on its way to the old one, what may not be interrupted there, and its clock go with it."""
+    behind, output, sent = await writer("twilio")
+    protected = TTSAudioRawFrame(bytes(320), 8000, 1)
+    protected.interruptible = False
+    writing = asyncio.create_task(output.write_audio_frame(protected))
+    while not sent:
+        await asyncio.sleep(0)
+    behind.now = 0.01
+    await output._phone._on_restarted("S2")
+    assert not await writing
+    assert (output._due, output._protected_s) == (0.0, 0.0)
+    assert behind.line.sent_s == pytest.approx(0.01)
+
+
 async def test_uninterruptible_sound_stays_and_plays_on() -> None:
     behind = Behind()
     await behind.take(*packets(0.5, interruptible=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -37,6 +38,7 @@ from higgs_voice.errors import (
 from higgs_voice.model.linear import Int8Linear
 from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
+from higgs_voice.model.runner import Runner
 from higgs_voice.model.scheduler import NOT_STARTED, Scheduler
 
 GREEDY = Sampling(temperature=0.0, ras_win_len=None, seed=0, max_new_tokens=28)
@@ -414,6 +416,31 @@ async def test_a_worker_that_dies_in_mid_word_is_one_error_and_the_next_turn_wor
             assert "It begins well." in session.context_text
     finally:
         await engine.aclose()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_worker_warms_up_before_the_first_step(
+    loaded: Loaded, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its own thread, for as many streams as it steps together; where that fails, the engine speaks all the same."""
+    seen: list[Any] = []
+
+    def warm_up(runner: Runner, max_batch: int) -> None:
+        seen.append((max_batch, threading.current_thread().name))
+        if fails:
+            raise RuntimeError("out of memory")
+
+    def start(runner: Runner, *given: Any) -> Any:
+        seen.append("a stream")
+        return begin(runner, *given)
+
+    begin = Runner.start
+    monkeypatch.setattr(Runner, "warm_up", warm_up)
+    monkeypatch.setattr(Runner, "start", start)
+    engine = LocalSynthesizer(loaded=loaded, max_batch=5)
+    await engine.start()
+    await engine.aclose()
+    assert seen[:2] == [(5, "higgs-voice worker"), "a stream"]
 
 
 async def test_a_worker_that_keeps_dying_says_so_at_once(loaded: Loaded) -> None:

@@ -82,6 +82,10 @@ def step() -> None:
     drawn: list[list[list[int]]] = []
     for paged in (False, True):
         runner = Runner(nano, max_rows=1024, max_slots=4, paged=paged, graphs=paged)
+        free = runner.pool.free_rows
+        if paged:
+            runner._warm_up(1)  # leaves nothing behind
+        assert runner.pool.free_rows == free
         generations = []
         for seed, text in enumerate(["Hello there.", "Yes."]):
             slot = runner.pool.acquire()

@@ -91,6 +91,29 @@ def test_nano_in_eight_bits_stays_near(nano: Loaded, nano_eight: Loaded, codes: 
     assert 0 < error < 0.15, error
 
 
+def test_who_shares_the_batch_does_not_matter(nano_eight: Loaded, codes: Any) -> None:
+    """A row's logits are the same bits alone and beside others, here as with the model's own weights."""
+    runner = Runner(nano_eight, max_rows=2048)
+    slots: list[Any] = []
+    for text in ("No.", "It is not.", "Yes, of course."):
+        slots.append(runner.pool.acquire())
+        runner.align(
+            slots[-1], runner.prompts.prefix("Hi.", None, (), [("Clip.", codes(20))]) + runner.prompts.opening(text)
+        )
+        slots[-1].reserve(slots[-1].length + 1)
+
+    def decode(which: list[int]) -> torch.Tensor:
+        some = [slots[index] for index in which]
+        lengths = [slot.length for slot in some]
+        lines, positions = torch.tensor([slot.index for slot in some]), torch.tensor(lengths)
+        row = torch.full((len(some), 8), runner.bos)
+        return runner.forward.decode(row, positions, runner.pool.decode(some, lengths, lines, positions))
+
+    whole = decode([0, 1, 2])
+    for which in ([0], [2], [2, 0]):
+        assert torch.equal(decode(which), whole[which])
+
+
 def test_random_shapes_in_eight_bits(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers are made whole numbers once their random weights are there."""
     given: list[Any] = []

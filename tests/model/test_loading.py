@@ -126,6 +126,16 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda:2")
 
 
+def test_a_temperature_that_cannot_be_is_the_checkpoints_error(tmp_path: Path) -> None:
+    shutil.copytree(loading.NANO, tmp_path / "nano")
+    settings = tmp_path / "nano" / "model" / "generation_config.json"
+    settings.write_text(settings.read_text().replace('"temperature": 0.2', '"temperature": 9.0'))
+    with pytest.raises(
+        CheckpointError, match=r"recommends a temperature of 9.0 in its generation_config.json; it can be 0 to 5"
+    ):
+        load(str(tmp_path / "nano"), device="cpu")
+
+
 def test_the_stand_in_tokenizer_has_the_published_ids() -> None:
     tokenizer = loading.stand_in_tokenizer()
     ids = tokenizer.encode("<|audio_out_bos|><|AUDIO_OUT|><|reserved_special_token_6|><|audio_eos|><|eot_id|>")

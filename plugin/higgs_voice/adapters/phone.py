@@ -379,8 +379,7 @@ class PhoneTransport(FastAPIWebsocketTransport):
 
     async def _on_restarted(self, stream_id: str) -> None:
         self.serializer.adopt(stream_id)
-        self._output.hand_over()
-        self.line.clear(self.clock())  # the new stream begins with nothing to play
+        self._output.drop(self.clock())  # the new stream begins with nothing to play
         await self._gate.cut()
 
     # To the bot
@@ -481,12 +480,7 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         if self._line.played_s(now) < self._protected_s:
             return  # what waits at the far end is to be heard
         self._cutting = True
-        self._cuts += 1
-        self.hand_over()
-        self._line.clear(now)
-        self._due = 0.0
-        self._unmarked_s = 0.0
-        self._protected_s = 0.0
+        self.drop(now)
         self._phone.moved.set()
         if not self._phone.serializer.cleared_in:
             ask = self._phone.serializer.mark(self._line.ask(now))
@@ -531,15 +525,15 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
         self._line.send(now, seconds)
         if not frame.interruptible:
             self._protected_s = self._line.sent_s
-        position = self._line.sent_s
+        frame.metadata[_SENT] = self._line.sent_s
+        self._on_its_way = frame
+        self._due = max(self._due, now) + seconds
         self._unmarked_s += seconds
         if self._unmarked_s >= self._phone.settings.mark_every_s - 1e-6:
             await self.mark()
-        frame.metadata[_SENT] = position
-        self._due = max(self._due, now) + seconds
         wait = self._due - self._phone.clock() - self._phone.settings.prebuffer_s
-        self._on_its_way = frame
-        await asyncio.sleep(max(wait, 0.0))
+        if self._on_its_way is frame:
+            await asyncio.sleep(max(wait, 0.0))
         return self._arrived(frame)
 
     def _arrived(self, frame: OutputAudioRawFrame) -> bool:
@@ -548,6 +542,15 @@ class _PhoneOutput(FastAPIWebsocketOutputTransport):
             return False
         self._on_its_way = None
         return True
+
+    def drop(self, now: float) -> None:
+        """What waits at the far end will not be played."""
+        self._cuts += 1
+        self.hand_over()
+        self._line.clear(now)
+        self._due = 0.0
+        self._unmarked_s = 0.0
+        self._protected_s = 0.0
 
     def hand_over(self) -> None:
         """The line may be playing what is on its way already, all of it where this machine is late: before a cut the gate must

@@ -98,6 +98,11 @@ class Forward:
         self.layers = [self._layer(layer) for layer in base.layers]
         self.norm: Tensor = base.norm.weight.data
         self.head = Linear(model.audio_lm_head.weight.data)
+        self._packed = self.head.packed and all(
+            linear.packed
+            for layer in self.layers
+            for linear in (layer.qkv, layer.out, layer.audio.gate_up, layer.audio.down)
+        )
         self.embed_text: Tensor = base.embed_tokens.weight.data
         self.embed_audio: Tensor = base.embed_audio_tokens.embed_audio_tokens.weight.data
         self.offsets = torch.arange(config.num_codebooks, device=self.device) * config.codebook_size
@@ -159,7 +164,7 @@ class Forward:
         The rotary tables must reach the positions already.
         """
         rows = codes.shape[0]
-        if rows == 1 and self.device.type == "cpu" and not self.head.packed:
+        if rows == 1 and self.device.type == "cpu" and not self._packed:
             # One row takes another matrix kernel of MKL, which sums in another order than two rows and more do. Doubled, a
             # row's logits are the same bits whoever shares the batch.
             codes, positions = codes.expand(2, -1), positions.expand(2)

@@ -10,11 +10,14 @@ Shapes: ``qkv`` [R, HQ + 2 H, D]; ``cos``, ``sin`` [R, D]; ``lines``, ``position
 
 `project` multiplies a few rows by weights of eight bits, which are made floats where they are multiplied: a product reads one
 byte a weight.
+
+Triton's compiler looks the parameters' annotations up among a module's constants, where a class is none: they are `typing.Any`
+spelled out. Its interpreter does not look; `tests/model/test_kernels.py` compiles them for GPUs, which takes none.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import typing
 
 import torch
 import triton
@@ -27,16 +30,16 @@ SPLITS = 16
 
 @triton.jit
 def _store(  # pyright: ignore[reportUnknownParameterType]
-    qkv: Any,
-    cos: Any,
-    sin: Any,
-    lines: Any,
-    positions: Any,
-    table: Any,
-    keys: Any,
-    values: Any,
-    query: Any,
-    table_width: Any,
+    qkv: typing.Any,
+    cos: typing.Any,
+    sin: typing.Any,
+    lines: typing.Any,
+    positions: typing.Any,
+    table: typing.Any,
+    keys: typing.Any,
+    values: typing.Any,
+    query: typing.Any,
+    table_width: typing.Any,
     HQ: tl.constexpr,  # noqa: N803
     H: tl.constexpr,  # noqa: N803
     D: tl.constexpr,  # noqa: N803
@@ -64,17 +67,17 @@ def _store(  # pyright: ignore[reportUnknownParameterType]
 
 @triton.jit
 def _attend(  # pyright: ignore[reportUnknownParameterType]
-    query: Any,
-    keys: Any,
-    values: Any,
-    lines: Any,
-    positions: Any,
-    table: Any,
-    sums: Any,
-    peaks: Any,
-    weights: Any,
-    table_width: Any,
-    scale: Any,
+    query: typing.Any,
+    keys: typing.Any,
+    values: typing.Any,
+    lines: typing.Any,
+    positions: typing.Any,
+    table: typing.Any,
+    sums: typing.Any,
+    peaks: typing.Any,
+    weights: typing.Any,
+    table_width: typing.Any,
+    scale: typing.Any,
     H: tl.constexpr,  # noqa: N803
     G: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
@@ -112,10 +115,10 @@ def _attend(  # pyright: ignore[reportUnknownParameterType]
 
 @triton.jit
 def _join(  # pyright: ignore[reportUnknownParameterType]
-    sums: Any,
-    peaks: Any,
-    weights: Any,
-    out: Any,
+    sums: typing.Any,
+    peaks: typing.Any,
+    weights: typing.Any,
+    out: typing.Any,
     H: tl.constexpr,  # noqa: N803
     G: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
@@ -134,16 +137,16 @@ def _join(  # pyright: ignore[reportUnknownParameterType]
     tl.store(place, (total / weight).to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # a compilation for one row, for sixteen and for the others would be three
 def _project(  # pyright: ignore[reportUnknownParameterType]
-    x: Any,
-    weight: Any,
-    scale: Any,
-    residual: Any,
-    out: Any,
-    rows: Any,
-    N: Any,  # noqa: N803
-    K: Any,  # noqa: N803
+    x: typing.Any,
+    weight: typing.Any,
+    scale: typing.Any,
+    residual: typing.Any,
+    out: typing.Any,
+    rows: typing.Any,
+    N: typing.Any,  # noqa: N803
+    K: typing.Any,  # noqa: N803
     ADD: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
@@ -164,7 +167,7 @@ def _project(  # pyright: ignore[reportUnknownParameterType]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=there)
 
 
-def _launch(kernel: Any, grid: tuple[int, ...]) -> Any:
+def _launch(kernel: typing.Any, grid: tuple[int, ...]) -> typing.Any:
     """A kernel over a grid; its launch takes options that its signature does not name."""
     return kernel[grid]
 
@@ -237,6 +240,12 @@ def attend(query: Tensor, lines: Tensor, positions: Tensor, table: Tensor, keys:
     return out
 
 
+def stages(size: int) -> int:
+    """How many loads of `project` are under way at once, for numbers of so many bytes: what a consumer's GPU has shared memory
+    for."""
+    return 4 if size == 2 else 2
+
+
 def project(x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
     """x Wᵀ times ``scale``, plus ``residual``: [R, K] by int8 [N, K] to [R, N]. Sums are float32, rounded once."""
     (rows, depth), outputs = x.shape, weight.shape[0]
@@ -257,6 +266,6 @@ def project(x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor | None = 
         block,
         128,
         num_warps=4,
-        num_stages=4,
+        num_stages=stages(x.element_size()),
     )
     return out

@@ -49,7 +49,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        return F.linear(x, _floats(self.weight, self.scale, x.dtype))
 
 
 def pick_weight_dtype(dtype: str) -> str:
@@ -73,11 +73,11 @@ class Linear:
     def __init__(self, weight: Tensor, scale: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
         """``scale`` [N]: of int8 weights, for each output; ``dtype``: what they are multiplied in."""
         self.weight = weight
-        """As it was given; a packed copy stands beside it."""
+        """A packed copy may stand beside it; of eight-bit weights, on a CPU, it is the floats that they stand for."""
         self._scale = scale
         if scale is not None and weight.device.type == "cpu":
             # Torch has no product by int8 weights for a CPU that is quicker than one by floats.
-            self.weight, self._scale = (weight.float() * scale[:, None]).to(dtype), None
+            self.weight, self._scale = _floats(weight, scale, dtype), None
         self._packed: Any = _pack(self.weight)
 
     @property
@@ -112,8 +112,13 @@ class Linear:
 
             return kernels.project(x, self.weight, scale, residual)
         # Many rows are bound by multiplying: one conversion is little beside it.
-        product = F.linear(x, self.weight.to(x.dtype)).mul_(scale)
+        product = F.linear(x, _floats(self.weight, scale, x.dtype))
         return product if residual is None else product.add_(residual)
+
+
+def _floats(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, K] of what int8 weights stand for, rounded once."""
+    return (weight * scale[:, None]).to(dtype)
 
 
 def _pack(weight: Tensor) -> Any:

@@ -85,7 +85,7 @@ class Loaded:
     @property
     def temperature(self) -> float | None:
         """What the checkpoint's ``generation_config.json`` recommends; None where it recommends nothing."""
-        return getattr(self.model.generation_config, "temperature", None)
+        return self.model.generation_config.temperature
 
 
 def resolve(model: str, codec: str | None = None) -> Source:
@@ -291,6 +291,11 @@ def _assemble(
         raise CheckpointError(
             f"the model {name} and its codec do not fit: the model speaks {config.num_codebooks} codebooks of "
             f"{config.audio_stream_bos_id} codes, the codec has {books} of {size}"
+        )
+    temperature = model.generation_config.temperature
+    if temperature is not None and not 0.0 <= temperature <= 5.0:
+        raise CheckpointError(
+            f"the model {name} recommends a temperature of {temperature} in its generation_config.json; it can be 0 to 5"
         )
     processor = HiggsAudioV2Processor(
         extractor,

@@ -22,7 +22,7 @@ from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter
 from .forward import Forward
-from .graphs import CudaGraphed
+from .graphs import BUCKETS, CudaGraphed
 from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
@@ -253,11 +253,26 @@ class Runner:
         self._begun = self.sampler.ints[self._padding].clone()
         self._window = self.sampler.window
 
-    def warm_up(self, sizes: Sequence[int]) -> None:
-        """Capture the steps for batches up to these sizes, so that no stream waits for it. Nothing to do on a CPU."""
+    def warm_up(self, max_batch: int) -> None:
+        """Capture the steps for batches up to this size, and compile what a prefill takes, so that no stream waits for it. Nothing
+        to do on a CPU."""
+        if self.device.type == "cuda":
+            self._warm_up(max_batch)
+
+    @torch.inference_mode()
+    def _warm_up(self, max_batch: int) -> None:
+        slot = self.pool.acquire()
+        try:
+            for count in (1, 17, 33, PIECE + 1):  # kernels differ by the number of rows
+                slot.crop(0)
+                self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks), piece=PIECE + 1)
+        finally:
+            slot.release()
         if self._graphed is not None:
-            for size in sizes:
+            for size in BUCKETS:
                 self._graphed([self._padding] * size, self.device)
+                if size >= max_batch:
+                    break
 
     def logits(self, slot: KvSlot) -> Tensor:
         """Logits [K, V] in float32 of the row after a slot's last one, which is computed again."""

@@ -221,6 +221,10 @@ class Worker:
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+        try:
+            self._runner.warm_up(self._scheduler.max_batch)
+        except Exception:  # what cannot be done now is done, or fails, when it is needed
+            log.exception("the engine could not be warmed up")
         while not self._closing:
             try:
                 with torch.inference_mode():
