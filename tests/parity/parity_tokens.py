@@ -174,7 +174,9 @@ def test_an_end_in_another_codebook_is_the_originals(asked: Asked) -> None:
     assert frames.shape[1] > 5
     # As the documented example cuts it: the frame with BOS and the last one go.
     documented = np.stack([theirs[book : len(theirs) - 7 + book, book] for book in range(8)])[:, 1:-1]
-    np.testing.assert_array_equal(frames, documented)
+    np.testing.assert_array_equal(frames, documented[:, : frames.shape[1]])
+    # A frame in which a codebook said EOS sooner than it had to is the example's, which clips it, and not ours.
+    assert (documented[:, frames.shape[1] :] == eos).any(axis=0).all()
     np.testing.assert_array_equal(revert_delay(ours, bos=bos, eos=eos), frames)
 
 
