@@ -91,7 +91,9 @@ def ear_metric(basis: Basis) -> Tensor:
     """A square matrix [160, 160]: distances after it are those of latents and, EAR times, of levels in broad bands."""
     bands = 80 // BROAD
     broad = torch.eye(bands).repeat_interleave(BROAD, 0) / BROAD  # [80, 20]
-    peaks = torchaudio.functional.melscale_fbanks(513, 0.0, SAMPLE_RATE / 2, 80, SAMPLE_RATE, "slaney", "slaney").argmax(0)
+    peaks = torchaudio.functional.melscale_fbanks(
+        513, 0.0, SAMPLE_RATE / 2, 80, SAMPLE_RATE, "slaney", "slaney"
+    ).argmax(0)
     high = (peaks * (SAMPLE_RATE / 1024)).view(bands, BROAD).float().mean(1) > 8000
     broad = broad * torch.where(high, HIGH, 1.0)
     heard = (basis.scale * basis.components.T) @ torch.block_diag(broad, broad, broad, broad)  # four spectra a frame
@@ -137,7 +139,13 @@ def load() -> tuple[Basis, Tensor, Tensor]:
 
 def save(basis: Basis, metrics: Tensor, books: Tensor) -> None:
     """Write `codebooks.pt`."""
-    saved = {"mean": basis.mean, "components": basis.components, "scale": basis.scale, "metrics": metrics, "books": books}
+    saved = {
+        "mean": basis.mean,
+        "components": basis.components,
+        "scale": basis.scale,
+        "metrics": metrics,
+        "books": books,
+    }
     torch.save(saved, WORK / "codebooks.pt")
 
 

@@ -633,7 +633,7 @@ class _Bench:
         self.console.quiet = self.quiet
 
     def run(self, measure: Callable[[Any], Coroutine[Any, Any, dict[str, Any]]]) -> None:
-        from .bench.common import Place, emit, engine_for
+        from .bench.common import HostShare, Place, emit, engine_for
         from .conversation.presets import find_voice
 
         async def work() -> dict[str, Any]:
@@ -651,9 +651,13 @@ class _Bench:
                 what = f"{self.random} shapes, random weights" if self.random else self.model
                 types = "".join(f", {PARTS[part]} in {kind}" for part, kind in self.types.items())
                 self.say(f"{self.name}: {what}{types}", *Place.here().lines())
+                host = HostShare()
                 found = await measure(engine)
+                taken = host.percent
+                if taken is not None:
+                    self.say(f"the host took {taken:.1f} % of the processors meanwhile")
                 named = {"voice": self.named} if self.named is not None else {}
-                return {"model": what, **named, **self.types, **found}
+                return {"model": what, **named, **self.types, **found, "host_took_percent": taken}
             finally:
                 await engine.aclose()
 

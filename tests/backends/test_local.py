@@ -6,10 +6,11 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Runner
 from higgs_voice.model.scheduler import NOT_STARTED, Scheduler
+from higgs_voice.model.worker import Worker
 
 GREEDY = Sampling(temperature=0.0, ras_win_len=None, seed=0, max_new_tokens=28)
 TEXTS = (
@@ -425,8 +427,9 @@ async def test_the_worker_warms_up_before_the_first_step(
     """On its own thread, for as many streams as it steps together; where that fails, the engine speaks all the same."""
     seen: list[Any] = []
 
-    def warm_up(runner: Runner, max_batch: int) -> None:
+    def warm_up(runner: Runner, max_batch: int, should_stop: Callable[[], bool]) -> None:
         seen.append((max_batch, threading.current_thread().name))
+        assert not should_stop()
         if fails:
             raise RuntimeError("out of memory")
 
@@ -441,6 +444,43 @@ async def test_the_worker_warms_up_before_the_first_step(
     await engine.start()
     await engine.aclose()
     assert seen[:2] == [(5, "higgs-voice worker"), "a stream"]
+
+
+async def test_closing_an_engine_ends_its_warm_up(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked before everything that takes seconds on a GPU, and the thread is on the model's own one."""
+    asked = threading.Event()
+
+    def prefill(runner: Runner, *given: Any, **named: Any) -> bool:
+        asked.set()
+        return True
+
+    def warm_up(runner: Runner, max_batch: int, should_stop: Callable[[], bool]) -> None:
+        while not should_stop():
+            runner._warm_up(0, should_stop)
+
+    engine = LocalSynthesizer(loaded=loaded)
+    monkeypatch.setattr(engine, "_warm_up", lambda: asyncio.sleep(0))
+    monkeypatch.setattr(Runner, "prefill", prefill)
+    monkeypatch.setattr(Runner, "warm_up", warm_up)
+    await engine.start()
+    assert await asyncio.to_thread(asked.wait, 30.0)
+    worker = worker_of(engine)
+    await engine.aclose()
+    assert not worker._thread.is_alive()
+
+
+async def test_the_worker_works_on_the_models_own_gpu(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device is a thread's own: kernels would be launched on the first GPU otherwise."""
+    chosen: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
+    )
+    runner = SimpleNamespace(device=torch.device("cuda", 1), pool=None, warm_up=lambda *_: None)
+    worker = Worker(cast(Runner, runner), Scheduler(), lambda _: None)
+    monkeypatch.setattr(worker, "_free_all", lambda: None)
+    worker.start()
+    worker.shutdown()
+    assert chosen == [("higgs-voice worker", torch.device("cuda", 1))]
 
 
 async def test_a_worker_that_keeps_dying_says_so_at_once(loaded: Loaded) -> None:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from higgs_voice.bench.common import DELAY_ROWS, SENTENCES, Place, Spread, emit, engine_for, sampling_for, sentence
+from higgs_voice.bench.common import (
+    DELAY_ROWS,
+    SENTENCES,
+    HostShare,
+    Place,
+    Spread,
+    emit,
+    engine_for,
+    sampling_for,
+    sentence,
+)
 from higgs_voice.errors import SettingsError
 
 
@@ -35,6 +45,18 @@ def test_the_place_says_where_and_with_what() -> None:
     if (Path(__file__).parents[2] / ".git").exists():
         assert place.commit is not None
         assert len(place.commit.rstrip("+")) == 12
+
+
+def test_what_the_host_takes_is_counted_from_the_start(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 100 700 0 0 0 100 0 0\ncpu0 1 2 3\n")
+    share = HostShare(stat)
+    assert share.percent is None  # no time has passed
+    stat.write_text("cpu  190 0 100 770 0 0 0 140 55 0\n")
+    assert share.percent == 20.0
+    stat.unlink()
+    assert share.percent is None
+    assert HostShare(stat).percent is None
 
 
 def test_the_last_line_is_json_whatever_was_measured() -> None:

@@ -133,6 +133,31 @@ def _commit() -> str | None:
         return None
 
 
+class HostShare:
+    """What the host of a virtual machine takes of its processors for others, from here on ("steal" in `/proc/stat`). A time measured
+    meanwhile is the machine's and not ours."""
+
+    def __init__(self, path: Path = Path("/proc/stat")) -> None:
+        self._path = path
+        self._before = self._read()
+
+    @property
+    def percent(self) -> float | None:
+        """None where the system does not say."""
+        now = self._read()
+        if now is None or self._before is None or now[1] <= self._before[1]:
+            return None
+        return 100.0 * (now[0] - self._before[0]) / (now[1] - self._before[1])
+
+    def _read(self) -> tuple[int, int] | None:
+        """(stolen, all) ticks of all processors since the machine began."""
+        try:
+            ticks = [int(word) for word in self._path.read_text().splitlines()[0].split()[1:9]]
+        except (OSError, ValueError, IndexError):
+            return None
+        return (ticks[7], sum(ticks)) if len(ticks) == 8 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Percentiles of one quantity."""

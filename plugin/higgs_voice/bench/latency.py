@@ -22,7 +22,7 @@ from ..conversation.synthesizer import Synthesizer
 from ..conversation.voice import Voice
 from .common import Spread, ms, sampling_for, sentence
 
-FIRST_FRAMES = 4
+FIRST_FRAMES = 6
 """Frames that the codec sees for its first piece."""
 
 

@@ -253,23 +253,27 @@ class Runner:
         self._begun = self.sampler.ints[self._padding].clone()
         self._window = self.sampler.window
 
-    def warm_up(self, max_batch: int) -> None:
+    def warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Capture the steps for batches up to this size, and compile what a prefill takes, so that no stream waits for it. Nothing
-        to do on a CPU."""
+        to do on a CPU. ``should_stop`` is asked before each of them, which takes seconds at most."""
         if self.device.type == "cuda":
-            self._warm_up(max_batch)
+            self._warm_up(max_batch, should_stop)
 
     @torch.inference_mode()
-    def _warm_up(self, max_batch: int) -> None:
+    def _warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
         slot = self.pool.acquire()
         try:
             for count in (1, 17, 33, PIECE + 1):  # kernels differ by the number of rows
+                if should_stop():
+                    return
                 slot.crop(0)
                 self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks), piece=PIECE + 1)
         finally:
             slot.release()
         if self._graphed is not None:
             for size in BUCKETS:
+                if should_stop():
+                    return
                 self._graphed([self._padding] * size, self.device)
                 if size >= max_batch:
                     break
