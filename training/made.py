@@ -61,12 +61,13 @@ class Guesser:
 
 
 def conversations(speech: Speech, layout: Layout, count: int) -> list[tuple[list[int], list[int]]]:
-    """(ids, utterances) of conversations of one voice each, until `count` utterances are in them, none of them twice."""
+    """(ids, utterances) of conversations of one voice each, until `count` utterances are in them or all are, none of them twice."""
     rng = random.Random(DECODER_SEED)
     left = {voice: rng.sample(speech.by_voice[voice], len(speech.by_voice[voice])) for voice in VOICE_WEIGHT}
     found: list[tuple[list[int], list[int]]] = []
-    while sum(len(which) for _, which in found) < count:
-        voice = rng.choices(list(VOICE_WEIGHT), list(VOICE_WEIGHT.values()))[0]
+    while sum(len(which) for _, which in found) < count and any(left.values()):
+        voices = [voice for voice in VOICE_WEIGHT if left[voice]]
+        voice = rng.choices(voices, [VOICE_WEIGHT[voice] for voice in voices])[0]
         ids, which = layout.system(scene([voice], rng)), []
         while left[voice]:
             i = left[voice][-1]

@@ -34,6 +34,23 @@ def random_codec(codec: HiggsAudioV2TokenizerModel) -> HiggsAudioV2TokenizerMode
 
 
 @pytest.fixture(scope="session")
+def tiny_codec(random_codec: HiggsAudioV2TokenizerModel) -> HiggsAudioV2TokenizerModel:
+    """The same layers with 16 channels: fast enough to try many ways of cutting."""
+    config = random_codec.config.__class__(**random_codec.config.to_dict())
+    config.acoustic_model_config.decoder_hidden_size = 32
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = HiggsAudioV2TokenizerModel(config).eval()
+    with torch.no_grad():
+        for quantizer in model.quantizer.quantizers:
+            quantizer.codebook.embed.normal_()
+        for weight in model.acoustic_decoder.parameters():
+            if weight.ndim == 3 and weight.shape[0] != 1:
+                weight.mul_(3.0)  # loud enough that an error shows
+    return model
+
+
+@pytest.fixture(scope="session")
 def decoder(codec: HiggsAudioV2TokenizerModel) -> Decoder:
     return Decoder(codec)
 

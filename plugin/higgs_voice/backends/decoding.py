@@ -62,11 +62,19 @@ class DecodeThread:
     """See the module. `push`, `end` and `shutdown` may be called from any thread."""
 
     def __init__(
-        self, decoder: Decoder, device: torch.device, *, threads: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        decoder: Decoder,
+        device: torch.device,
+        *,
+        threads: int = 1,
+        max_batch: int = 16,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``max_batch``: for how many streams at once the decoder is made ready on a GPU."""
         self._decoder = decoder
         self._device = device
         self._threads = threads
+        self._max_batch = max_batch
         self._clock = clock
         self._wake = threading.Condition()
         self._arrived: deque[tuple[SoundStream, Codes | None]] = deque()
@@ -118,7 +126,12 @@ class DecodeThread:
         torch.set_num_threads(self._threads)
         with contextlib.ExitStack() as stack:
             if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
                 stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self._device)))
+                try:
+                    self._decoder.warm_up(self._max_batch, lambda: self._closing)
+                except Exception:  # what cannot be done now is done, or fails, when it is needed
+                    log.exception("the codec could not be warmed up")
             while not self._closing:
                 try:
                     if self._round():

@@ -270,7 +270,9 @@ class LocalSynthesizer:
         self._encoder = Encoder(loaded.codec)
         runner = Runner(loaded, **self._pool_options)
         self._worker = Worker(runner, self._scheduler, self._deliver, threads=self._threads)
-        self._sound = DecodeThread(self._decoder, loaded.device, threads=max(1, self._threads // 2))
+        self._sound = DecodeThread(
+            self._decoder, loaded.device, threads=max(1, self._threads // 2), max_batch=self._scheduler.max_batch
+        )
         self._worker.start()
         self._sound.start()
         self._info = EngineInfo(

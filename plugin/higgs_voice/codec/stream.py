@@ -10,7 +10,7 @@ look-ahead: with 5 frames it is below -40 dB there, with 10 it is nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from transformers import HiggsAudioV2TokenizerModel
 
 from ..config import Settings
 from ..errors import SettingsError
+from .graphs import GraphedPieces, Shape
 from .layers import DecoderLayers, Span
 
 Samples = NDArray[np.float32]
@@ -48,6 +49,27 @@ class StreamSettings(Settings):
         if self.max_frames < self.frames:
             raise ValueError(f"max_frames ({self.max_frames}) must not be below frames ({self.frames})")
         return self
+
+
+def regular(settings: StreamSettings, reach: int, hop: int) -> set[Shape]:
+    """The shapes of all pieces of an utterance but its last ones, which may be of any length."""
+    shapes: set[Shape] = set()
+
+    def add(before: int, frames: int, ahead: int) -> None:
+        shapes.add((before + frames + ahead, Span(before * hop, (before + frames) * hop)))
+
+    done = 0
+    for frames, ahead in settings.ramp:
+        add(min(done, reach), frames, min(ahead, reach))
+        done += frames
+    places = {done}
+    while places:
+        done = places.pop()
+        for frames in range(settings.frames, settings.max_frames + 1, settings.frames):
+            add(min(done, reach), frames, reach)
+            if done < reach:  # behind a ramp that is shorter than the decoder sees
+                places.add(done + frames)
+    return shapes
 
 
 class DecodeStream:
@@ -160,6 +182,15 @@ class Decoder:
         self.reach = self._layers.reach
         """Frames on either side that a sample depends on."""
         self.fingerprint = fingerprint(codec)
+        device = self._table.device
+        shapes = regular(self.settings, self.reach, self.hop)
+        self._pieces = GraphedPieces(self._sound, shapes, self.num_codebooks, device, disable=device.type != "cuda")
+
+    def warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """On a GPU, capture what pieces of streams take, for batches up to this size; on the thread and the stream that decode.
+        ``should_stop`` is asked before each. Nothing to do on a CPU."""
+        with torch.inference_mode():
+            self._pieces.warm_up(max_batch, should_stop)
 
     def check(self, frames: NDArray[np.integer]) -> NDArray[np.int64]:
         """Codes [K, n] as int64, clipped to the codebook."""
@@ -185,7 +216,11 @@ class Decoder:
             stop = min(start + self.settings.max_frames, last)
             first = max(0, start - self.reach)
             samples = Span((start - first) * self.hop, (stop - first) * self.hop)
-            piece = self._run([checked[:, first : stop + self.reach]], samples)[0]
+            with (
+                torch.inference_mode()
+            ):  # not by graphs, whose tensors are the streams': another thread may ask for this
+                window = torch.from_numpy(checked[None, :, first : stop + self.reach]).to(self._table.device)
+                piece = self._sound(window, samples)[0].cpu().numpy()
             sound[(start - begin) * self.hop : (stop - begin) * self.hop] = piece
         return sound
 
@@ -211,11 +246,14 @@ class Decoder:
         return out
 
     def _run(self, windows: Sequence[NDArray[np.int64]], samples: Span) -> Samples:
-        """`samples` of windows of codes [B][K, n], each an utterance of its own: [B, samples]."""
+        """`samples` of windows of codes [B][K, n], each a stream of its own: [B, samples]."""
         with torch.inference_mode():
-            codes = torch.from_numpy(np.stack(windows)).to(self._table.device)  # [B, K, n]
-            latents = F.embedding(codes + self._rows, self._table).sum(dim=1) + self._bias  # [B, n, C]
-            return self._layers.run(latents, samples).float().cpu().numpy()
+            return self._pieces(np.stack(windows), samples).to("cpu", copy=True).numpy()
+
+    def _sound(self, codes: torch.Tensor, samples: Span) -> torch.Tensor:
+        """`samples` of codes [B, K, n] on the device: float32 [B, samples], there too."""
+        latents = F.embedding(codes + self._rows, self._table).sum(dim=1) + self._bias  # [B, n, C]
+        return self._layers.run(latents, samples).float()
 
 
 def pick_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:

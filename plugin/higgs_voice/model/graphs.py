@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-log = logging.getLogger("higgs_voice.graphs")
+from ..captured import bucket_of, capture
 
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-"""Batch sizes that are captured; a batch is padded to the next one."""
+log = logging.getLogger("higgs_voice.graphs")
 
 
 class CudaGraphed:
@@ -39,7 +38,7 @@ class CudaGraphed:
 
     def __call__(self, which: Sequence[int], device: torch.device) -> Tensor:
         """The function over the lines ``which``. The result is overwritten by the next call with the same bucket."""
-        bucket = next((size for size in BUCKETS if size >= len(which)), None)
+        bucket = bucket_of(len(which))
         if self.disabled or bucket is None:
             return self._function(torch.tensor(which, device=device))
         if bucket not in self._graphs:
@@ -61,20 +60,9 @@ class CudaGraphed:
 
     def _capture(self, bucket: int, device: torch.device) -> None:
         lines = torch.full((bucket,), self._padding, dtype=torch.int64, device=device)
-        # What is compiled or allocated on first use must not be part of the graph; only the padding's line moves.
-        expected = torch.empty(0)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                expected = self._function(lines)
-        torch.cuda.current_stream(device).wait_stream(side)
-        torch.cuda.synchronize(device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
-            out = self._function(lines)
+        # Only the padding's line moves.
+        graph, out, expected = capture(lambda: self._function(lines), device, self._memory)
         self._memory = graph.pool()
-        graph.replay()
         if not torch.equal(out, expected):
             raise RuntimeError(f"a captured step for {bucket} streams draws other codes than a plain one")
         self._graphs[bucket] = (graph, lines, out)

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..captured import BUCKETS
 from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter
 from .forward import Forward
-from .graphs import BUCKETS, CudaGraphed
+from .graphs import CudaGraphed
 from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
