@@ -1,0 +1,36 @@
+"""The measurements that are scripts run, and end in a line of JSON. What they measure says nothing on a busy machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_price_of_a_number_type_is_what_it_changes() -> None:
+    """Nothing where nothing was asked for; little for keys and values in bfloat16."""
+    same = run("price.py", "--exchanges", "1", "--device", "cpu")
+    assert same["audio_rows"] > 20
+    assert (same["worst"], same["alike"], same["divergence_nats"]) == (0.0, 1.0, 0.0)
+    kept = run("price.py", "--exchanges", "1", "--device", "cpu", "--kv-dtype", "bfloat16")
+    assert kept["audio_rows"] == same["audio_rows"]
+    assert 0.0 < kept["worst"] < 0.5
+    assert kept["alike"] > 0.95
+
+
+def test_a_step_is_measured_beside_its_floor() -> None:
+    found = run("step.py", "--batches", "1,2", "--contexts", "64", "--steps", "5", "--device", "cpu")
+    assert [(each["batch"], each["context"]) for each in found["steps"]] == [(1, 64), (2, 64)]
+    assert all(each["alone_ms"]["n"] == 5 and each["floor_ms"] > 0 for each in found["steps"])
