@@ -5,7 +5,6 @@ to be understood. `codec/` is built first if it is not there yet.
 
     python -m training.decoder 4000      # trains up to that step; run again with a higher number to go on
     python -m training.decoder 1000 --rate 3e-4 --compile   # a decoder that is trained already, after new codebooks
-    python -m training.decoder 5000 --rate 4e-4 --compile --made    # on codes as they will come, of stage 8
 
 `--compile` is quicker where there is a C++ compiler.
 """
@@ -27,7 +26,6 @@ from training.codec import build
 from training.settings import DECODER_SEED, HELD_OUT, HOP, SAMPLE_RATE, WORK
 
 RATE, FRAMES, BATCH, MARGIN = 1e-3, 20, 8, 2  # MARGIN: frames at either end that the loss leaves out
-TRUE, ENCODED = 0.3, 0.25  # shares of the pieces with true codes and with the encoder's; the rest is the model's
 SPECTRA = [
     torchaudio.transforms.MelSpectrogram(
         SAMPLE_RATE, n_fft=max(width, 256), win_length=width, hop_length=width // 4, n_mels=bands, power=1
@@ -43,9 +41,9 @@ def spectral_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 class Pieces:
-    """Random pieces of codes with their sound; with `made`, of the utterances and in the kinds of codes of stage 8."""
+    """Random pieces of codes with their sound."""
 
-    def __init__(self, made: bool = False) -> None:
+    def __init__(self) -> None:
         rows = [json.loads(line) for line in (WORK / "speech.jsonl").read_text().splitlines()]
         self.frames, self.codes = np.load(WORK / "frames.npy"), np.load(WORK / "codes.npy")
         rows = rows[: len(self.frames) - 1]
@@ -54,12 +52,6 @@ class Pieces:
         self.usable = [
             i for i, row in enumerate(rows) if row["text_index"] >= HELD_OUT and row["samples"] >= (FRAMES + 1) * HOP
         ]
-        self.made: dict[str, np.ndarray] = {}
-        if made:
-            with np.load(WORK / "made.npz") as file:
-                self.made = {name: file[name] for name in file.files}
-            self.place = {int(i): int(at) for i, at in zip(self.made["which"], self.made["starts"], strict=False)}
-            self.usable = [i for i in self.usable if i in self.place]
 
     def draw(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Codes [BATCH, 8, FRAMES] and sound [BATCH, FRAMES * 960]."""
@@ -68,25 +60,10 @@ class Pieces:
             i = self.usable[random.integers(len(self.usable))]
             last = (self.samples[i + 1] - self.samples[i]) // HOP - FRAMES
             at = int(random.integers(last + 1))
-            codes.append(self._codes(i, at, random))
+            codes.append(self.codes[:, self.frames[i] + at : self.frames[i] + at + FRAMES].astype(np.int64))
             start = self.samples[i] + at * HOP
             sound.append(np.float32(self.speech[start : start + FRAMES * HOP]) / 32768)
         return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(sound))
-
-    def _codes(self, i: int, at: int, random: np.random.Generator) -> np.ndarray:
-        """Codes [8, FRAMES] of an utterance from one of its frames on."""
-        true = self.codes[:, self.frames[i] + at : self.frames[i] + at + FRAMES].astype(np.int64)
-        kind = random.random() if self.made else 0.0
-        if kind < TRUE:
-            return true
-        name = "encoder" if kind < TRUE + ENCODED else "model"
-        made = self.made[name][:, self.place[i] + at : self.place[i] + at + FRAMES].astype(np.int64)
-        if (
-            name == "model"
-        ):  # the coarse codes carry the words, which a guess may say at another time than the speech does
-            coarse = random.integers(1, 4)
-            made[:coarse] = true[:coarse]
-        return made
 
 
 def main() -> None:
@@ -94,7 +71,6 @@ def main() -> None:
     parser.add_argument("to", type=int, help="the step to train up to")
     parser.add_argument("--rate", type=float, default=RATE, help="the learning rate at its height")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--made", action="store_true", help="on the codes of stage 8 beside the true ones")
     arguments = parser.parse_args()
     to = arguments.to
     torch.manual_seed(DECODER_SEED)
@@ -113,7 +89,7 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
     decode = torch.compile(model.acoustic_decoder) if arguments.compile else model.acoustic_decoder
-    pieces, begun, shown = Pieces(arguments.made), time.time(), 0.0
+    pieces, begun, shown = Pieces(), time.time(), 0.0
     edge = MARGIN * HOP
     for step in range(start, to):
         codes, sound = pieces.draw(np.random.default_rng([DECODER_SEED, step]))

@@ -1,4 +1,4 @@
-"""Stage 10, what the voice is worth: figures, plots, and one JSON line last.
+"""Stage 9, what the voice is worth: figures, plots, and one JSON line last.
 
     python -m training.evaluate                    # everything: an hour on one busy core, minutes on a free one
     python -m training.evaluate --sentences 30 --turns 20 --clips 5

@@ -1,4 +1,4 @@
-"""Stage 9, export: the checkpoint as the package ships it, in the hub's layout and half precision.
+"""Stage 8, export: the checkpoint as the package ships it, in the hub's layout and half precision.
 
     python -m training.export            # the codec and the model's averaged weights
     python -m training.export model      # the model alone

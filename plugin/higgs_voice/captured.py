@@ -14,6 +14,8 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
 _one_at_a_time = threading.Lock()
 """PyTorch allows one capture at a time in a process."""
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+"""On which is captured: one for each GPU, and the same one always, or graphs cannot share memory."""
 
 
 def bucket_of(batch: int) -> int | None:
@@ -27,21 +29,31 @@ def capture(
     """``function`` as a graph: the graph, replayed once; what it writes its result to; and the result of calling the function.
 
     The function reads and writes tensors that stay where they are, and does not wait for the GPU. ``memory``: the pool of an
-    earlier graph, to be shared with it where no two of them run at once. What other threads do on the GPU meanwhile neither
-    fails nor becomes part of it. Errors: `RuntimeError` where it cannot be captured.
+    earlier graph, to be shared with it where no two of them run at once. Other threads may go on working on the GPU, on
+    streams of their own.
+
+    Errors: `RuntimeError` where it cannot be captured. The thread's stream is then what it was; torch may refuse every later
+    capture in this process.
     """
     with _one_at_a_time:
+        ours = torch.cuda.current_stream(device)
+        stream = _streams.get(device)
+        if stream is None:
+            stream = _streams[device] = torch.cuda.Stream(device)
         # What is compiled or allocated on first use must not be part of the graph.
         expected = torch.empty(0)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        stream.wait_stream(ours)
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 expected = function()
-        torch.cuda.current_stream(device).wait_stream(side)
+        ours.wait_stream(stream)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
-            out = function()
+        try:
+            # In this mode what another thread does neither fails nor spoils the capture.
+            with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+                out = function()
+        finally:
+            torch.cuda.set_stream(ours)  # a capture that fails at its end leaves the thread on the other one
         graph.replay()
         return graph, out, expected

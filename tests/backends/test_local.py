@@ -37,7 +37,7 @@ from higgs_voice.errors import (
     SilenceError,
 )
 from higgs_voice.model.linear import Int8Linear
-from higgs_voice.model.loading import Loaded, load
+from higgs_voice.model.loading import Loaded, load, pick_device
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Runner
 from higgs_voice.model.scheduler import NOT_STARTED, Scheduler
@@ -448,25 +448,28 @@ async def test_the_worker_warms_up_before_the_first_step(
 
 async def test_closing_an_engine_ends_its_warm_up(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked before everything that takes seconds on a GPU, and the thread is on the model's own one."""
-    asked = threading.Event()
+    begun, done = threading.Event(), list[str]()
 
     def prefill(runner: Runner, *given: Any, **named: Any) -> bool:
-        asked.set()
+        begun.set()
+        done.append("a prefill")
+        time.sleep(0.2)
         return True
 
     def warm_up(runner: Runner, max_batch: int, should_stop: Callable[[], bool]) -> None:
-        while not should_stop():
-            runner._warm_up(0, should_stop)
+        runner._graphed = cast(Any, lambda *_: done.append("a graph"))
+        runner._warm_up(64, should_stop)
 
     engine = LocalSynthesizer(loaded=loaded)
     monkeypatch.setattr(engine, "_warm_up", lambda: asyncio.sleep(0))
     monkeypatch.setattr(Runner, "prefill", prefill)
     monkeypatch.setattr(Runner, "warm_up", warm_up)
     await engine.start()
-    assert await asyncio.to_thread(asked.wait, 30.0)
+    assert await asyncio.to_thread(begun.wait, 30.0)
     worker = worker_of(engine)
     await engine.aclose()
     assert not worker._thread.is_alive()
+    assert done == ["a prefill"]
 
 
 async def test_the_worker_works_on_the_models_own_gpu(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,7 +478,10 @@ async def test_the_worker_works_on_the_models_own_gpu(loaded: Loaded, monkeypatc
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
     )
-    runner = SimpleNamespace(device=torch.device("cuda", 1), pool=None, warm_up=lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 0)  # with a number, or it cannot be set
+    runner = SimpleNamespace(device=pick_device("cuda:1"), pool=None, warm_up=lambda *_: None)
     worker = Worker(cast(Runner, runner), Scheduler(), lambda _: None)
     monkeypatch.setattr(worker, "_free_all", lambda: None)
     worker.start()

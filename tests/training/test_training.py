@@ -16,9 +16,7 @@ from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import PromptBuilder, Rows
 from training.codebooks import LATENT, Basis, ear_metric, k_means, quantize
 from training.codec import build
-from training.decoder import FRAMES, Pieces
 from training.export import UNREAD, shrink
-from training.made import Guesser, conversations, guesses, undelayed
 from training.model import GUIDED, NOISE, Sampler, Speech, Trainee, misheard, tokenizer
 from training.prompts import Layout, delayed
 from training.settings import CODEBOOK_SIZE, CODEBOOKS, PACKAGE
@@ -171,75 +169,6 @@ def test_entries_that_are_fitted_anew_keep_their_numbers() -> None:
     moved = k_means(points, random, entries + 0.05)
     assert (moved - entries).abs().max() < 0.3
     assert (moved - entries).pow(2).mean() < 0.05**2
-
-
-def test_rows_without_their_delay_are_the_codes() -> None:
-    codes = np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (CODEBOOKS, 9))
-    rows = torch.from_numpy(delayed(codes))
-    assert np.array_equal(undelayed(rows[1:], 9).numpy(), codes)
-
-
-def test_what_the_model_says_stands_where_the_speech_has_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that says what it is to say makes the codes that are there already, every utterance once."""
-    heard: list[torch.Tensor] = []
-
-    def guess(self: Guesser, ids: torch.Tensor, audio: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        assert bool(((ids.view(-1)[audio] == layout.row) | (ids.view(-1)[audio] == layout.tail_row)).all())
-        heard.append(rows)
-        return rows
-
-    monkeypatch.setattr(Guesser, "__init__", lambda self: None)
-    monkeypatch.setattr(Guesser, "guess", guess)
-    speech = some_speech()
-    found = conversations(speech, layout, 5)
-    assert 5 <= sum(len(which) for _, which in found) <= 7
-    found = conversations(speech, layout, 1000)
-    assert sorted(i for _, which in found for i in which) == list(range(12))
-    for ids, which in found:
-        assert len({speech.voices[i] for i in which}) == 1
-        assert sum(token in (layout.row, layout.tail_row) for token in ids) == sum(
-            int(speech.frames[i + 1] - speech.frames[i]) + 1 + CODEBOOKS for i in which
-        )
-    made = guesses(speech, layout, found)
-    for i in range(12):
-        assert np.array_equal(made[i], speech.codes[:, speech.frames[i] : speech.frames[i + 1]])
-    assert heard
-
-
-def test_a_guess_hears_what_came_before_it_and_no_more(layout: Layout) -> None:
-    torch.manual_seed(0)
-    guesser = Guesser.__new__(Guesser)
-    guesser.trainee = Trainee(len(tokenizer()), 301, 41)
-
-    def said(rows: torch.Tensor) -> torch.Tensor:
-        guesser.generator = torch.Generator().manual_seed(5)
-        return guesser.guess(ids, audio, rows)
-
-    exchange = layout.exchange("Hello.", 29)
-    ids = torch.tensor([layout.system(None) + exchange.ids])
-    audio = ((ids == layout.row) | (ids == layout.tail_row)).view(-1).nonzero()[:, 0]
-    rows = torch.from_numpy(delayed(np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (CODEBOOKS, 20))))
-    other = rows.clone()
-    other[12, 0] = (other[12, 0] + 1) % CODEBOOK_SIZE
-    one, two = said(rows), said(other)
-    assert one.shape == rows.shape
-    assert int(one.max()) < CODEBOOK_SIZE
-    assert torch.equal(one[:13], two[:13])
-    assert not torch.equal(one[13:], two[13:])
-
-
-def test_the_decoder_hears_all_kinds_of_codes_and_the_coarse_ones_are_true() -> None:
-    frames = 3 * FRAMES
-    true, said, encoded = (np.full((CODEBOOKS, frames), kind, np.uint8) for kind in range(3))
-    pieces = Pieces.__new__(Pieces)
-    pieces.codes, pieces.frames, pieces.place = true, np.array([0, frames]), {0: 0}
-    pieces.made = {"model": said, "encoder": encoded}
-    random = np.random.default_rng(0)
-    kinds = [tuple(pieces._codes(0, 7, random)[:, 0].tolist()) for _ in range(300)]
-    assert set(kinds) == {(0,) * 8, (2,) * 8, *[(0,) * n + (1,) * (8 - n) for n in (1, 2, 3)]}
-    assert kinds.count((0,) * 8) > 60
-    pieces.made = {}
-    assert not pieces._codes(0, 7, random).any()
 
 
 def test_what_only_training_reads_takes_half_the_room(tmp_path: Path) -> None:

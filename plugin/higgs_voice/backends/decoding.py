@@ -126,9 +126,10 @@ class DecodeThread:
         torch.set_num_threads(self._threads)
         with contextlib.ExitStack() as stack:
             if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-                stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self._device)))
                 try:
+                    torch.cuda.set_device(self._device)
+                    # Of another priority than streams on which graphs are captured: torch's streams are a few that go round.
+                    stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self._device, priority=-1)))
                     self._decoder.warm_up(self._max_batch, lambda: self._closing)
                 except Exception:  # what cannot be done now is done, or fails, when it is needed
                     log.exception("the codec could not be warmed up")

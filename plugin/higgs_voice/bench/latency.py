@@ -3,7 +3,7 @@
 An LLM's tokens are fed all at once, so that only our own time counts. A turn's time is taken from its last token to the first
 PCM that the consumer of the speech holds, and is split: chunking (feeding, until the chunk is asked for), the engine's queue,
 prefill, steps with the first piece of the codec, and transport (from the engine's first sound to the client's). What the codec
-takes for its first piece is measured by itself.
+takes for as much sound as its first piece has is measured by itself.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..conversation.synthesizer import Synthesizer
 from ..conversation.voice import Voice
 from .common import Spread, ms, sampling_for, sentence
 
-FIRST_FRAMES = 6
-"""Frames that the codec sees for its first piece."""
+FIRST_FRAMES = 1
+"""Frames of sound in the codec's first piece."""
 
 
 @dataclass(slots=True)

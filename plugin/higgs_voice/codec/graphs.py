@@ -16,6 +16,9 @@ from .layers import Span
 
 log = logging.getLogger("higgs_voice.codec")
 
+LARGEST = 32
+"""Streams of one batch: more than that have a piece of one shape ready at once only where the codec is behind, and then the
+launches are little beside the work."""
 TOLERANCE = 1e-4
 """Samples of a graph may differ from the function's by so much: it may have been given other kernels."""
 
@@ -25,11 +28,11 @@ Shape = tuple[int, Span]
 
 class GraphedPieces:
     """``function(codes [B, K, n] int64 on the device, samples)`` [B, samples] on the device, by one graph for each of the
-    ``shapes`` and each bucket of B.
+    ``shapes`` and each bucket of B, once `warm_up` has captured them.
 
-    Every utterance of a batch stands for itself, so a batch is padded with anything. Other shapes, and batches beyond the
-    largest bucket, are simply computed. So is all, with a warning, from the first time that a capture fails or that a graph
-    gives other samples than the function. Not thread-safe: the codec's thread owns it, with its stream.
+    Every utterance of a batch stands for itself, so a batch is padded with anything. What has no graph is simply computed:
+    all of it, with a warning, where a capture fails or a graph gives other samples than the function. Not thread-safe: the
+    codec's thread owns it, with its stream.
     """
 
     def __init__(
@@ -38,51 +41,50 @@ class GraphedPieces:
         shapes: Collection[Shape],
         num_codebooks: int,
         device: torch.device,
-        *,
-        disable: bool = False,
     ) -> None:
         self._function = function
         self.shapes = shapes
         self._num_codebooks = num_codebooks
         self._device = device
-        self.disabled = disable
         self._graphs: dict[tuple[int, Shape], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._memory: Any = None
 
     def __call__(self, windows: NDArray[np.int64], samples: Span) -> Tensor:
         """Sound [B, samples] of codes [B, K, n]. It is overwritten by the next call."""
-        shape, bucket = (windows.shape[2], samples), bucket_of(len(windows))
-        given = torch.from_numpy(windows)
-        if self.disabled or bucket is None or shape not in self.shapes:
+        given, bucket = torch.from_numpy(windows), bucket_of(len(windows))
+        found = self._graphs.get((bucket, (windows.shape[2], samples))) if bucket is not None else None
+        if found is None:
             return self._function(given.to(self._device), samples)
-        if (bucket, shape) not in self._graphs:
-            try:
-                self._capture(bucket, shape)
-            except RuntimeError:
-                log.warning("the codec's pieces cannot be captured here; it goes on without, slower", exc_info=True)
-                self.disabled = True
-                self._graphs.clear()
-                return self._function(given.to(self._device), samples)
-        graph, codes, out = self._graphs[bucket, shape]
+        graph, codes, out = found
         codes[: len(windows)].copy_(given)
         graph.replay()
         return out[: len(windows)]
 
     def warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Capture all shapes for batches up to this size, so that no stream waits for it."""
-        for bucket in BUCKETS:
-            for length, samples in sorted(self.shapes, key=lambda shape: shape[0]):
-                if self.disabled or should_stop():
+        """Capture all shapes for batches up to this size, or `LARGEST`. ``should_stop`` is asked before each of them."""
+        largest = bucket_of(min(max_batch, LARGEST)) or LARGEST
+        # The largest first: those after it find room in its memory.
+        for bucket in sorted((size for size in BUCKETS if size <= largest), reverse=True):
+            for shape in sorted(self.shapes, key=lambda shape: shape[0], reverse=True):
+                if should_stop():
                     return
-                self(np.zeros((bucket, self._num_codebooks, length), np.int64), samples)
-            if bucket >= max_batch:
-                return
+                try:
+                    self._capture(bucket, shape)
+                except torch.OutOfMemoryError:
+                    log.info("no memory for the graph of %d pieces of %d frames: they are computed", bucket, shape[0])
+                except RuntimeError:
+                    log.warning("the codec's pieces cannot be captured here; it goes on without, slower", exc_info=True)
+                    self._graphs.clear()
+                    return
 
     def _capture(self, bucket: int, shape: Shape) -> None:
         length, samples = shape
         codes = torch.zeros((bucket, self._num_codebooks, length), dtype=torch.int64, device=self._device)
-        graph, out, expected = capture(lambda: self._function(codes, samples), self._device, self._memory)
+        graph, out, _ = capture(lambda: self._function(codes, samples), self._device, self._memory)
         self._memory = graph.pool()
-        if not torch.allclose(out, expected, atol=TOLERANCE, rtol=0.0):
+        # Other codes than it was captured with: a graph that does not read them would go unseen.
+        codes += torch.arange(length, device=self._device)
+        graph.replay()
+        if not torch.allclose(out, self._function(codes, samples), atol=TOLERANCE, rtol=0.0):
             raise RuntimeError(f"a captured piece for {bucket} streams gives other sound than a plain one")
         self._graphs[bucket, shape] = (graph, codes, out)

@@ -52,23 +52,16 @@ class StreamSettings(Settings):
 
 
 def regular(settings: StreamSettings, reach: int, hop: int) -> set[Shape]:
-    """The shapes of all pieces of an utterance but its last ones, which may be of any length."""
+    """The shapes of the pieces of an utterance that is decoded as it comes, but for its last ones, which may be of any length."""
     shapes: set[Shape] = set()
-
-    def add(before: int, frames: int, ahead: int) -> None:
-        shapes.add((before + frames + ahead, Span(before * hop, (before + frames) * hop)))
-
     done = 0
-    for frames, ahead in settings.ramp:
-        add(min(done, reach), frames, min(ahead, reach))
+    ramp = [(frames, min(ahead, reach)) for frames, ahead in settings.ramp]
+    while ramp or done < reach:
+        frames, ahead = ramp.pop(0) if ramp else (settings.frames, reach)
+        before = min(done, reach)
+        shapes.add((before + frames + ahead, Span(before * hop, (before + frames) * hop)))
         done += frames
-    places = {done}
-    while places:
-        done = places.pop()
-        for frames in range(settings.frames, settings.max_frames + 1, settings.frames):
-            add(min(done, reach), frames, reach)
-            if done < reach:  # behind a ramp that is shorter than the decoder sees
-                places.add(done + frames)
+    shapes.add((2 * reach + settings.frames, Span(reach * hop, (reach + settings.frames) * hop)))
     return shapes
 
 
@@ -158,7 +151,7 @@ class DecodeStream:
 
 
 class Decoder:
-    """The codec's decoder, for any number of streams; not thread-safe: one engine, one worker, one `Decoder`."""
+    """The codec's decoder, for any number of streams; one thread drives the streams, and any thread may `decode`."""
 
     def __init__(
         self,
@@ -184,13 +177,14 @@ class Decoder:
         self.fingerprint = fingerprint(codec)
         device = self._table.device
         shapes = regular(self.settings, self.reach, self.hop)
-        self._pieces = GraphedPieces(self._sound, shapes, self.num_codebooks, device, disable=device.type != "cuda")
+        self._pieces = GraphedPieces(self._sound, shapes, self.num_codebooks, device)
 
     def warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
         """On a GPU, capture what pieces of streams take, for batches up to this size; on the thread and the stream that decode.
         ``should_stop`` is asked before each. Nothing to do on a CPU."""
-        with torch.inference_mode():
-            self._pieces.warm_up(max_batch, should_stop)
+        if self._table.device.type == "cuda":
+            with torch.inference_mode():
+                self._pieces.warm_up(max_batch, should_stop)
 
     def check(self, frames: NDArray[np.integer]) -> NDArray[np.int64]:
         """Codes [K, n] as int64, clipped to the codebook."""

@@ -189,6 +189,7 @@ def pick_device(device: str | torch.device) -> torch.device:
             )
         if (found.index or 0) >= count:
             raise SettingsError(f"there is no {device!r}: torch sees {count} CUDA device(s), counted from 0")
+        return torch.device("cuda", found.index or 0)  # a thread can be set on a device with a number only
     return found
 
 

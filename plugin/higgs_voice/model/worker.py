@@ -221,10 +221,10 @@ class Worker:
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        if self._runner.device.type == "cuda":
-            # The current device is a thread's own, and Triton launches there, wherever the tensors are.
-            torch.cuda.set_device(self._runner.device)
         try:
+            if self._runner.device.type == "cuda":
+                # The current device is a thread's own, and Triton launches there, wherever the tensors are.
+                torch.cuda.set_device(self._runner.device)
             self._runner.warm_up(self._scheduler.max_batch, lambda: self._closing)
         except Exception:  # what cannot be done now is done, or fails, when it is needed
             log.exception("the engine could not be warmed up")
