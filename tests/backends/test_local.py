@@ -442,6 +442,9 @@ async def test_the_worker_warms_up_before_the_first_step(
     monkeypatch.setattr(Runner, "start", start)
     engine = LocalSynthesizer(loaded=loaded, max_batch=5)
     await engine.start()
+    sound = engine._sound
+    assert sound is not None
+    assert sound._max_batch == 5
     await engine.aclose()
     assert seen[:2] == [(5, "higgs-voice worker"), "a stream"]
 
