@@ -210,9 +210,8 @@ class Decoder:
             stop = min(start + self.settings.max_frames, last)
             first = max(0, start - self.reach)
             samples = Span((start - first) * self.hop, (stop - first) * self.hop)
-            with (
-                torch.inference_mode()
-            ):  # not by graphs, whose tensors are the streams': another thread may ask for this
+            # Not by graphs, whose tensors are the streams': another thread may ask for this.
+            with torch.inference_mode():
                 window = torch.from_numpy(checked[None, :, first : stop + self.reach]).to(self._table.device)
                 piece = self._sound(window, samples)[0].cpu().numpy()
             sound[(start - begin) * self.hop : (stop - begin) * self.hop] = piece
