@@ -143,8 +143,8 @@ def test_the_lines_own_code_is_g711() -> None:
 
 @asynccontextmanager
 async def near() -> AsyncIterator[Callable[[float], Any]]:
-    """Equal within 80 ms, and within what this machine held the line and the bot up meanwhile, there and back: they share it, and a
-    mark that nobody was there to take says when it was taken."""
+    """Equal within 80 ms, and within what this machine held the line and the bot up meanwhile: a mark waits for the line that played it,
+    for its way out, and for the bot to take it, and so does what the bot answers."""
     held = [0.0]
 
     async def watch() -> None:
@@ -155,7 +155,7 @@ async def near() -> AsyncIterator[Callable[[float], Any]]:
 
     task = asyncio.create_task(watch())
     try:
-        yield lambda seconds: pytest.approx(seconds, abs=0.08 + 2 * max(held))
+        yield lambda seconds: pytest.approx(seconds, abs=0.08 + 4 * max(held))
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
