@@ -161,8 +161,8 @@ def test_the_gain_outlives_an_utterance_and_the_held_back_sound_does_not() -> No
 
 
 def test_first_sound_is_there_with_the_first_piece() -> None:
-    """The engine's first piece is 40 ms, of which seams may hold 5 back: a packet leaves at once."""
-    assert len(PhoneSound().feed(tone(440)[: 960 - 120].tobytes())) >= 320
+    """The engine's first piece is 80 ms: three packets leave at once."""
+    assert len(PhoneSound().feed(tone(440)[:1920].tobytes())) >= 3 * 320
 
 
 def test_a_rate_that_cannot_be_made_is_refused() -> None:

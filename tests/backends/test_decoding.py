@@ -130,12 +130,12 @@ def test_who_runs_dry_comes_first_and_equal_pieces_go_together(
         Listener(decoder, 0.1),
         Listener(decoder, 0.5),
     )
-    codec.push(first, some_codes(6))
+    codec.push(first, some_codes(7))
     assert waits.wait(WAIT_S)
     codec.push(calm, some_codes(3))
     codec.end(calm)
-    codec.push(third, some_codes(6))
-    codec.push(urgent, some_codes(6))
+    codec.push(third, some_codes(7))
+    codec.push(urgent, some_codes(7))
     go.set()
     assert calm.over.wait(WAIT_S)
     assert batches == [[first.decode], [third.decode, urgent.decode], [calm.decode]]

@@ -72,7 +72,7 @@ def test_streamed_equals_whole_frame_by_frame(decoder: Decoder, speech: list[NDA
     for codes in speech:
         pieces = streamed(decoder, codes, list(range(1, codes.shape[1])))
         sound, whole = np.concatenate(pieces), decoder.decode(codes)
-        assert [piece.size // HOP for piece in pieces] == [1, 1, 2, 3, 4, 4, 8, 12, 12, 13]
+        assert [piece.size // HOP for piece in pieces] == [2, 3, 4, 6, 8, 12, 12, 13]
         np.testing.assert_allclose(sound[EXACT_FROM:], whole[EXACT_FROM:], atol=TOLERANCE)
         assert np.abs(sound - whole).max() < 0.01
 
@@ -88,7 +88,7 @@ def test_streamed_equals_whole_however_it_is_pushed(tiny: Decoder, frames: int, 
     np.testing.assert_allclose(sound[EXACT_FROM:], whole[EXACT_FROM:], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("frames", [0, 1, 2, 4, 5])
+@pytest.mark.parametrize("frames", [0, 1, 2, 5, 6])
 def test_an_utterance_shorter_than_the_look_ahead_is_exact(decoder: Decoder, frames: int) -> None:
     codes = random_codes(frames)
     pieces = streamed(decoder, codes, list(range(1, frames)))
@@ -98,15 +98,15 @@ def test_an_utterance_shorter_than_the_look_ahead_is_exact(decoder: Decoder, fra
     np.testing.assert_allclose(sound, decoder.decode(codes), atol=TOLERANCE)
 
 
-def test_the_first_piece_comes_after_six_frames(decoder: Decoder) -> None:
+def test_the_first_piece_comes_after_seven_frames(decoder: Decoder) -> None:
     stream = decoder.open()
-    codes = random_codes(6)
-    for frame in range(6):
+    codes = random_codes(7)
+    for frame in range(7):
         assert not stream.ready
         stream.push(codes[:, frame : frame + 1])
     assert stream.ready
-    assert stream.pull().size == HOP
-    assert (stream.received, stream.decoded, stream.ended) == (6, 1, False)
+    assert stream.pull().size == 2 * HOP
+    assert (stream.received, stream.decoded, stream.ended) == (7, 2, False)
 
 
 def test_the_same_codes_give_the_same_sound_whatever_the_pushes(
@@ -141,7 +141,7 @@ def test_a_long_burst_comes_in_bounded_pieces(tiny: Decoder) -> None:
 
 def test_batched_equals_alone(tiny: Decoder) -> None:
     """Sessions at different places of their utterances, some of them with pieces of equal shape, one with nothing."""
-    lengths = [40, 40, 41, 6, 3, 40, 0]
+    lengths = [40, 40, 41, 7, 3, 40, 0]
     codes = [random_codes(length, seed) for seed, length in enumerate(lengths)]
     alone, together = [tiny.open() for _ in lengths], [tiny.open() for _ in lengths]
     for stream, twin, each in zip(alone, together, codes, strict=True):
@@ -154,7 +154,7 @@ def test_batched_equals_alone(tiny: Decoder) -> None:
         rounds += 1
         for stream, sound in zip(alone, tiny.decode_ready(together), strict=True):
             np.testing.assert_allclose(sound, stream.pull(), atol=TOLERANCE)
-    assert rounds == 7
+    assert rounds == 5
     assert not any(stream.ready for stream in alone)
     assert tiny.decode_ready([]) == []
 
@@ -189,8 +189,8 @@ def test_after_the_ramp_a_piece_sees_as_far_as_the_decoder(tiny: Decoder, monkey
     monkeypatch.setattr(Decoder, "_run", spy)
     streamed(tiny, random_codes(70), list(range(1, 70)))
     looks = [(before, end - before, frames - end) for before, frames, end in pieces]
-    assert looks[:6] == [(0, 1, 5), (1, 1, 5), (2, 2, 5), (4, 3, 5), (7, 4, 6), (10, 4, 7)]
-    assert looks[6:] == [(10, 8, 10), (10, 12, 10), (10, 12, 10), (10, 12, 10), (10, 11, 0)]
+    assert looks[:4] == [(0, 2, 5), (2, 3, 5), (5, 4, 6), (9, 6, 7)]
+    assert looks[4:] == [(10, 8, 10), (10, 12, 10), (10, 12, 10), (10, 12, 10), (10, 11, 0)]
 
 
 @pytest.mark.parametrize("which", ["nano", "random"])
@@ -207,7 +207,7 @@ def test_seams_stay_below_minus_40_db(
     for codes in utterances:
         pieces = streamed(decoder, codes, list(range(1, codes.shape[1])))
         sound, whole = np.concatenate(pieces), decoder.decode(codes)
-        for seam in np.cumsum([piece.size for piece in pieces[:6]]):
+        for seam in np.cumsum([piece.size for piece in pieces[:4]]):
             near = slice(seam - 120, seam + 120)
             error = np.mean((sound[near] - whole[near]) ** 2) / np.mean(whole[near] ** 2)
             worst = max(worst, 10 * np.log10(error + 1e-20))

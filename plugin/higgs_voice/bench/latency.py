@@ -22,7 +22,7 @@ from ..conversation.synthesizer import Synthesizer
 from ..conversation.voice import Voice
 from .common import Spread, ms, sampling_for, sentence
 
-FIRST_FRAMES = 1
+FIRST_FRAMES = 2
 """Frames of sound in the codec's first piece."""
 
 

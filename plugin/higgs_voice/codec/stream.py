@@ -32,7 +32,7 @@ Samples = NDArray[np.float32]
 class StreamSettings(Settings):
     """When a stream gives its pieces."""
 
-    ramp: tuple[tuple[int, int], ...] = ((1, 5), (1, 5), (2, 5), (3, 5), (4, 6), (4, 7), (8, 10))
+    ramp: tuple[tuple[int, int], ...] = ((2, 5), (3, 5), (4, 6), (6, 7), (8, 10))
     """(frames, look-ahead) of the first pieces, in frames. The look-ahead may not shrink."""
     frames: int = Field(default=12, ge=1)
     """Frames of a piece after the ramp, which looks ahead as far as the decoder sees; when more are there, a piece takes a
