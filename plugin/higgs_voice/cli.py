@@ -902,6 +902,8 @@ def bench_concurrency(
         counts = [int(part) for part in sessions.split(",")]
     except ValueError as error:
         raise SettingsError(f"--sessions takes numbers such as 1,2,4, not {sessions!r}") from error
+    if min(counts) < 1:
+        raise SettingsError(f"--sessions takes numbers such as 1,2,4, none of them below one, not {sessions!r}")
     bench = _Bench(
         "concurrency",
         model,

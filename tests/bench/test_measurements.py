@@ -173,3 +173,10 @@ def test_the_first_line_and_the_last_say_in_what_was_computed(monkeypatch: pytes
             lines = CliRunner().invoke(app, [*words, *more]).stdout.splitlines()
             assert json.loads(lines[-1]).get(option) == kind
             assert (said in lines[0]) == (kind is not None)
+
+
+@pytest.mark.parametrize("sessions", ["0", "2,-1", "two", ""])
+def test_numbers_of_sessions_that_cannot_be_are_one_sentence(sessions: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "concurrency", "--sessions", sessions, "--model", "fake"])
+    assert result.exit_code != 0
+    assert "--sessions takes numbers such as 1,2,4" in result.stderr
