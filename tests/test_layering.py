@@ -31,8 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": LEAVES,
     "conversation": {"text"} | LEAVES,
     "captured": LEAVES,
-    "model": {"text", "captured"} | LEAVES,
-    "codec": {"text", "captured"} | LEAVES,
+    "precision": LEAVES,
+    "model": {"text", "captured", "precision"} | LEAVES,
+    "codec": {"text", "captured", "precision"} | LEAVES,
     "backends": BELOW_BACKENDS | LEAVES,
     "adapters": {"backends", "conversation", "text"} | LEAVES,
     "server": {"backends", "conversation", "text"} | LEAVES,
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "boson_child": {"server", "backends"} | BELOW_BACKENDS | LEAVES,
     "cli_parts": {"conversation"} | LEAVES,
     "cli_voices": {"cli", "cli_parts", "backends", "conversation"} | LEAVES,
-    "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends"}
+    "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends", "precision"}
     | BELOW_BACKENDS
     | LEAVES,
     "__init__": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
