@@ -22,17 +22,17 @@ WAIT_S = 30
 class Listener:
     """A stream that keeps what it hears."""
 
-    def __init__(self, decoder: Decoder, buffered_s: float = 0.0) -> None:
+    def __init__(self, decoder: Decoder, buffered_s: float = 0.0, waiting_s: float = 0.0) -> None:
         self.decode = decoder.open()
         self.closed = False
-        self.buffered_s = buffered_s
+        self.buffered_s, self.waiting_s = buffered_s, waiting_s
         self.heard: list[NDArray[np.float32]] = []
         self.endings: list[Any] = []
         self.over = threading.Event()
         self.on_sound: Callable[[], None] = lambda: None
 
     def view(self) -> tuple[float, float]:
-        return self.buffered_s, 0.0
+        return self.buffered_s, self.waiting_s
 
     def send(self, samples: NDArray[np.float32]) -> None:
         self.heard.append(samples)
@@ -62,9 +62,9 @@ def decoder() -> Decoder:
     return Decoder(load("nano", device="cpu", dtype="float32").codec)
 
 
-@pytest.fixture
-def codec(decoder: Decoder) -> Iterator[DecodeThread]:
-    thread = DecodeThread(decoder, torch.device("cpu"))
+@pytest.fixture(params=[pytest.param(False, id="one by one"), pytest.param(True, id="together")])
+def codec(decoder: Decoder, request: pytest.FixtureRequest) -> Iterator[DecodeThread]:
+    thread = DecodeThread(decoder, torch.device("cpu"), together=request.param)
     thread.start()
     yield thread
     thread.shutdown()
@@ -130,6 +130,8 @@ def test_who_runs_dry_comes_first_and_equal_pieces_go_together(
         Listener(decoder, 0.1),
         Listener(decoder, 0.5),
     )
+    for stream in (first, urgent):  # or `calm` would wait for what they have next
+        stream.on_sound = lambda stream=stream: setattr(stream, "buffered_s", 0.5)
     codec.push(first, some_codes(7))
     assert waits.wait(WAIT_S)
     codec.push(calm, some_codes(3))
@@ -138,7 +140,40 @@ def test_who_runs_dry_comes_first_and_equal_pieces_go_together(
     codec.push(urgent, some_codes(7))
     go.set()
     assert calm.over.wait(WAIT_S)
-    assert batches == [[first.decode], [third.decode, urgent.decode], [calm.decode]]
+    if codec._together:
+        assert batches == [[first.decode], [third.decode, urgent.decode], [calm.decode]]
+    else:
+        assert batches == [[first.decode], [urgent.decode], [third.decode], [calm.decode]]
+
+
+@pytest.mark.parametrize("why", ["it has sound", "it is given up", "nobody takes it"])
+def test_who_has_ample_sound_waits_for_a_stream_with_little(decoder: Decoder, why: str) -> None:
+    codec = DecodeThread(decoder, torch.device("cpu"))
+    codec.start()
+    short, rich = Listener(decoder, 0.1), Listener(decoder, 2.0)
+    heard, order = threading.Event(), list[str]()
+    short.on_sound = lambda: order.append("short")
+    rich.on_sound = lambda: (order.append("rich"), heard.set())
+    try:
+        codec.push(short, some_codes(6))  # one frame less than its first piece takes
+        codec.push(rich, some_codes(7))
+        assert not heard.wait(0.3)
+        if why == "it has sound":
+            codec.push(short, some_codes(1))
+            short.buffered_s = 0.5
+        elif why == "it is given up":
+            short.closed = True
+        else:
+            short.waiting_s = 5.0
+        assert heard.wait(WAIT_S)
+        assert order == (["short", "rich"] if why == "it has sound" else ["rich"])
+    finally:
+        codec.shutdown()
+
+
+def test_where_equal_pieces_are_decoded_together(decoder: Decoder) -> None:
+    assert not DecodeThread(decoder, torch.device("cpu"))._together
+    assert DecodeThread(decoder, torch.device("cuda"))._together
 
 
 def test_of_a_closed_stream_nothing_more_is_decoded(

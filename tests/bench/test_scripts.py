@@ -34,3 +34,10 @@ def test_a_step_is_measured_beside_its_floor() -> None:
     found = run("step.py", "--batches", "1,2", "--contexts", "64", "--steps", "5", "--device", "cpu")
     assert [(each["batch"], each["context"]) for each in found["steps"]] == [(1, 64), (2, 64)]
     assert all(each["alone_ms"]["n"] == 5 and each["floor_ms"] > 0 for each in found["steps"])
+
+
+def test_a_turn_beside_others_is_measured_by_both_schedules() -> None:
+    found = run("beside.py", "--others", "1", "--rounds", "1", "--frames", "30", "--device", "cpu")
+    for kind in ("ahead", "alike"):
+        assert found[kind]["ttfa_ms"]["n"] == found[kind]["least_left_ms"]["n"] == 1
+        assert found[kind]["ttfa_ms"]["p50"] > 0

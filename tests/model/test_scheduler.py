@@ -37,6 +37,28 @@ def test_a_prefill_waits_for_who_is_about_to_run_dry_but_not_for_long() -> None:
     assert (plan.prefill, plan.put_off) == ("new", None)
 
 
+def test_who_has_ample_sound_lets_the_others_go_ahead() -> None:
+    rich, fair = JobView("rich", 0, False, 1.5), JobView("fair", 1, False, 0.6)
+    plan = Scheduler(comfortable_s=0.25, ample_s=1.0).plan
+    assert plan([rich, fair], background=True).step == ("fair", "rich")
+    for other in (JobView("begins", 2, False, -1.0), JobView("short", 2, False, 0.2)):
+        assert plan([rich, fair, other], background=True).step == (other.key, "fair")
+        assert Scheduler(comfortable_s=0.25).plan([rich, fair, other], background=True).step == (
+            other.key,
+            "fair",
+            "rich",
+        )
+    reads = plan([rich, JobView("reads", 2, True, -1.0)], background=True)
+    assert (reads.step, reads.prefill, reads.idle) == ((), "reads", False)
+
+
+def test_nobody_lets_those_go_ahead_who_do_not_take_their_sound() -> None:
+    rich = JobView("rich", 0, False, 1.5)
+    for waiting, step in ((0.9, ("left",)), (3.0, ("left", "rich"))):
+        jobs = [rich, JobView("left", 1, False, -30.0, waiting)]
+        assert Scheduler(comfortable_s=0.25, ample_s=1.0).plan(jobs, background=False).step == step
+
+
 def paced(cost: dict[int, float], ticks: int = 200) -> Pace:
     pace, rng = Pace(), random.Random(1)
     for _ in range(ticks):

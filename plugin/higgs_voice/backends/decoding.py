@@ -2,7 +2,9 @@
 
 While the codec decodes, the model takes its next steps; on a GPU the codec has a CUDA stream of its own. Frames come in from
 the worker's thread and never wait. What is ready is decoded piece after piece: first the streams that have the least sound
-left to play, and with them whoever has a piece of the same shape, in one batch.
+left to play, and, on a GPU, with them whoever has a piece of the same shape, in one batch. On a CPU a batch takes as long as its
+pieces one after another, so they go one after another, and who has ample sound waits while another stream with little of it is about to
+have a piece ready.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from ..errors import EngineBusyError, EngineDiedError
 
 log = logging.getLogger("higgs_voice.decoding")
 
+COMFORTABLE_S, AMPLE_S = 0.25, 1.0
+"""Seconds buffered: with less a stream is not kept waiting, with more it waits for such a one. The scheduler's, on a CPU, too."""
+RECONSIDER_S = 0.01
 SPARE = 0.9
 """Share of the time that the codec may be busy before streams have to wait for it."""
 
@@ -68,18 +73,23 @@ class DecodeThread:
         *,
         threads: int = 1,
         max_batch: int = 16,
+        together: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``max_batch``: for how many streams at once the decoder is made ready on a GPU."""
+        """``max_batch``: for how many streams at once the decoder is made ready on a GPU. ``together``: whether equal pieces are
+        decoded in a batch; None is yes on a GPU and no on a CPU."""
         self._decoder = decoder
         self._device = device
         self._threads = threads
         self._max_batch = max_batch
+        self._together = device.type == "cuda" if together is None else together
         self._clock = clock
         self._wake = threading.Condition()
         self._arrived: deque[tuple[SoundStream, Codes | None]] = deque()
         self._streams: dict[SoundStream, bool] = {}
         """Streams that may have a piece ready, and whether all of their frames are here."""
+        self._holding = False
+        """Whether a piece is ready and waits for another stream's."""
         self._closing = False
         self._busy_s = self._frames = 0.0
         self._thread = threading.Thread(target=self._run, name="higgs-voice codec", daemon=True)
@@ -141,7 +151,8 @@ class DecodeThread:
                     self._failed(list(self._streams), error)
                 with self._wake:
                     if not self._arrived and not self._closing:
-                        self._wake.wait()
+                        # Nobody says when the stream that is waited for is given up.
+                        self._wake.wait(RECONSIDER_S if self._holding else None)
         self._take()
         for stream in self._streams:
             stream.ended("stopped", None)
@@ -181,10 +192,16 @@ class DecodeThread:
             elif ended:
                 del self._streams[stream]
                 stream.finish()
-        if len(ready) < 2:
-            return ready
-        first = min(ready, key=lambda stream: stream.view()[0])
-        return [stream for stream in ready if stream.decode.shape == first.decode.shape]
+        self._holding = False
+        if not ready:
+            return []
+        views = {stream: stream.view() for stream in self._streams}
+        first = min(ready, key=lambda stream: views[stream][0])
+        if self._together:
+            return [stream for stream in ready if stream.decode.shape == first.decode.shape]
+        short = any(left < COMFORTABLE_S and waiting < AMPLE_S for left, waiting in views.values())
+        self._holding = views[first][0] > AMPLE_S and short
+        return [] if self._holding else [first]
 
     def _decode(self, streams: list[SoundStream]) -> None:
         began = self._clock()

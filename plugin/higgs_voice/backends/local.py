@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from ..model.prompt import PromptBuilder, Rows
 from ..model.runner import Runner
 from ..model.scheduler import NOT_STARTED, Scheduler
 from ..model.worker import Job, Worker
-from .decoding import DecodeThread
+from .decoding import AMPLE_S, COMFORTABLE_S, DecodeThread
 from .guards import Guards, SilenceWatch
 
 log = logging.getLogger("higgs_voice.local")
@@ -274,6 +274,8 @@ class LocalSynthesizer:
     def _load(self) -> None:
         loaded = self._loaded or load(self._model_name, **self._load_options)
         self._loaded = loaded
+        if loaded.device.type == "cpu":  # where a step takes longer the more streams it has
+            self._scheduler = replace(self._scheduler, comfortable_s=COMFORTABLE_S, ample_s=AMPLE_S)
         self._builder = PromptBuilder(loaded.tokenizer, loaded.model.config)
         self._decoder = Decoder(loaded.codec, dtype=self._codec_dtype)
         self._encoder = Encoder(loaded.codec)

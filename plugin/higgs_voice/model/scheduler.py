@@ -51,7 +51,8 @@ class Scheduler:
     """Real time first: who has the least audio buffered steps first, and nobody runs ahead without bound.
 
     A new stream's prefill goes piece by piece between the others' steps: it never stalls them for longer than a piece, and while
-    one of them is about to run dry, as each is just after its first sound, it waits, but not for long.
+    one of them is about to run dry, as each is just after its first sound, it waits, but not for long. Where a step takes longer the
+    more streams it has, as on a CPU, who has ample sound lets the others go ahead while one of them has too little.
     """
 
     max_batch: int = 16
@@ -64,13 +65,21 @@ class Scheduler:
     """A stream that plays and has less than this left is about to run dry."""
     patience: int = 8
     """Ticks that a prefill is put off at most."""
+    ample_s: float | None = None
+    """Who has this much buffered sits out while somebody, whose consumer takes what comes, has less than `comfortable_s`; None:
+    nobody does."""
 
     def plan(self, jobs: Sequence[JobView], *, background: bool) -> Plan:
         """`background`: whether there is such work at all."""
         ready = [job for job in jobs if not job.prefilling and job.waiting_s < self.run_ahead_s]
         ready.sort(key=lambda job: (job.buffered_s, job.order))
-        step = ready[: self.max_batch]
         waiting = [job for job in jobs if job.prefilling]
+        ample = self.ample_s
+        if ample is not None and any(
+            job.buffered_s < self.comfortable_s and job.waiting_s < ample for job in (*ready, *waiting)
+        ):
+            ready = [job for job in ready if job.buffered_s < ample]
+        step = ready[: self.max_batch]
         first = min(waiting, key=lambda job: job.order) if waiting else None
         scarce = any(NOT_STARTED < job.buffered_s < self.scarce_s for job in step)
         if first is not None and scarce and first.put_off < self.patience:
