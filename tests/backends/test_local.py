@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from higgs_voice import ChunkReport, Sampling, SessionSettings, Voice, VoiceSession, Window
+from higgs_voice.backends.decoding import AMPLE_S, COMFORTABLE_S
 from higgs_voice.backends.local import Guards, LocalSynthesizer, _Channel, _Listening, _Stream
 from higgs_voice.conversation.synthesizer import (
     AudioEvent,
@@ -628,6 +629,11 @@ async def test_an_engine_in_eight_bits_speaks() -> None:
         assert 0.3 * 24000 < len(pcm) < 4 * 24000
     finally:
         await engine.aclose()
+
+
+def test_on_a_processor_who_has_ample_sound_lets_others_go_ahead(engine: LocalSynthesizer) -> None:
+    scheduler = worker_of(engine)._scheduler
+    assert (scheduler.comfortable_s, scheduler.ample_s) == (COMFORTABLE_S, AMPLE_S)
 
 
 @pytest.mark.parametrize("amx", [False, True])
