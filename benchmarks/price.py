@@ -4,7 +4,7 @@ The model speaks ten exchanges, each in the context of all before it. Then both 
 row are compared: the largest and the root-mean-square difference in standard deviations of the logits, the share of largest
 codes that stay the same, and the divergence of the distributions (temperature 1).
 
-    python benchmarks/price.py [--model nano] [--device auto] [--dtype auto] [--weight-dtype int8] [--kv-dtype model]
+    python benchmarks/price.py [--model nano] [--device auto] [--dtype auto] [--weight-dtype int8] [--kv-dtype auto]
                                [--exchanges 10] [--out FILE]
 """
 
@@ -28,7 +28,7 @@ from higgs_voice.model.runner import Runner
 
 async def conversation(options: argparse.Namespace) -> list[tuple[str, Any]]:
     """Text and codes [K, n] of what the model says as it is."""
-    engine = create_backend(options.model, device=options.device, dtype=options.dtype, kv_dtype="model")
+    engine = create_backend(options.model, device=options.device, dtype=options.dtype)
     settings = SessionSettings(sampling=Sampling(temperature=0.3, seed=1))
     try:
         async with VoiceSession(engine, settings=settings) as session:
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--weight-dtype", default="auto")
-    parser.add_argument("--kv-dtype", default="model")
+    parser.add_argument("--kv-dtype", default="auto")
     parser.add_argument("--exchanges", type=int, default=10)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -69,7 +69,7 @@ def main() -> None:
     where = {"device": options.device, "dtype": options.dtype}
     logits: list[torch.Tensor] = []
     rows = Rows.empty(0)
-    for weights, kept in (("auto", "model"), (options.weight_dtype, options.kv_dtype)):
+    for weights, kept in (("auto", "auto"), (options.weight_dtype, options.kv_dtype)):
         runner = Runner(load(options.model, **where, weight_dtype=weights), max_rows=8192, max_slots=2, kv_dtype=kept)
         prompts = runner.prompts
         rows = Rows.concat([prompts.prefix(SYSTEM), *(prompts.exchange(text, codes) for text, codes in said)])

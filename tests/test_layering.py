@@ -31,9 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": LEAVES,
     "conversation": {"text"} | LEAVES,
     "captured": LEAVES,
-    "precision": LEAVES,
-    "model": {"text", "captured", "precision"} | LEAVES,
-    "codec": {"text", "captured", "precision"} | LEAVES,
+    "model": {"text", "captured"} | LEAVES,
+    "codec": {"text", "captured"} | LEAVES,
     "backends": BELOW_BACKENDS | LEAVES,
     "adapters": {"backends", "conversation", "text"} | LEAVES,
     "server": {"backends", "conversation", "text"} | LEAVES,
@@ -44,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "boson_child": {"server", "backends"} | BELOW_BACKENDS | LEAVES,
     "cli_parts": {"conversation"} | LEAVES,
     "cli_voices": {"cli", "cli_parts", "backends", "conversation"} | LEAVES,
-    "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends", "precision"}
+    "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends"}
     | BELOW_BACKENDS
     | LEAVES,
     "__init__": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,

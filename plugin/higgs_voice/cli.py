@@ -125,7 +125,7 @@ def say(
     token: Token = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    codec_dtype: CodecDtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
     weight_dtype: WeightDtype = "auto",
     debug: Debug = False,
@@ -385,7 +385,7 @@ def serve(
     log_text: Annotated[bool, typer.Option(help="Let log lines hold the text of what is spoken.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    codec_dtype: CodecDtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
     weight_dtype: WeightDtype = "auto",
     debug: Debug = False,
@@ -507,13 +507,16 @@ def _doctor(model: str, device: str, dtype: str) -> list[tuple[str, bool | None,
 
 
 def _codec_dtypes(device: str) -> str:
-    """In what the codec computes on that device, and what else `--codec-dtype` may be."""
+    """In what the codec can compute on that device, as `--codec-dtype` takes it."""
+    from .codec.stream import pick_dtype
     from .model.loading import pick_device
-    from .precision import has_tiles
 
-    if has_tiles(pick_device(device)):
-        return "bfloat16, and keys and values too; float32 is exact (--codec-dtype and --kv-dtype float32)"
-    return "float32; bfloat16 needs a CPU with AMX"
+    where = pick_device(device)
+    try:
+        pick_dtype("bfloat16", where)
+    except SettingsError:
+        return "float32; --codec-dtype bfloat16 needs a CPU with AMX"
+    return "float32; bfloat16 is quicker (--codec-dtype bfloat16)"
 
 
 @app.command(name="convert")
@@ -605,7 +608,7 @@ Baseline = Annotated[
 ]
 BenchVoice = Annotated[str | None, typer.Option("--voice", help="A voice's name, instead of the measurement's own.")]
 BenchJson = Annotated[bool, typer.Option("--json", help="Print nothing but the last line.")]
-PARTS = {"dtype": "model", "codec_dtype": "codec", "kv_dtype": "keys and values", "weight_dtype": "layers' weights"}
+PARTS = {"codec_dtype": "codec", "kv_dtype": "keys and values", "weight_dtype": "layers' weights"}
 
 
 @dataclass(slots=True)
@@ -646,16 +649,15 @@ class _Bench:
                 if self.named is not None:
                     self.voice = await find_voice(self.named, engine, folder=self.folder)
                 what = f"{self.random} shapes, random weights" if self.random else self.model
-                types = {**self.types, **getattr(engine, "number_types", {})}
-                parts = "".join(f", {PARTS[part]} in {kind}" for part, kind in types.items())
-                self.say(f"{self.name}: {what}{parts}", *Place.here().lines())
+                types = "".join(f", {PARTS[part]} in {kind}" for part, kind in self.types.items())
+                self.say(f"{self.name}: {what}{types}", *Place.here().lines())
                 host = HostShare()
                 found = await measure(engine)
                 taken = host.percent
                 if taken is not None:
                     self.say(f"the host took {taken:.1f} % of the processors meanwhile")
                 named = {"voice": self.named} if self.named is not None else {}
-                return {"model": what, **named, **types, **found, "host_took_percent": taken}
+                return {"model": what, **named, **self.types, **found, "host_took_percent": taken}
             finally:
                 await engine.aclose()
 
@@ -667,15 +669,10 @@ class _Bench:
             self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _baselines(
-    names: list[str] | None, model: str, random: str | None, types: dict[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    """The baselines, and the number types of our engine beside them, which know no others than the model's own.
-
-    Errors: `SettingsError`.
-    """
+def _baselines(names: list[str] | None, random: str | None, types: Mapping[str, str]) -> list[str]:
+    """Errors: `SettingsError`."""
     if not names:
-        return [], types
+        return []
     from .bench.baseline import NAMES
 
     if random:
@@ -686,7 +683,7 @@ def _baselines(
     for name in names:
         if name not in NAMES:
             raise SettingsError(f"there is no baseline {name!r}; there are: {', '.join(NAMES)}")
-    return names, {"codec_dtype": "float32", "kv_dtype": "model"} if engine_kind(model) == "local" else {}
+    return names
 
 
 async def _on_baseline(
@@ -716,7 +713,7 @@ def bench_context(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    codec_dtype: CodecDtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
     weight_dtype: WeightDtype = "auto",
     baseline: Baseline = None,
@@ -730,7 +727,7 @@ def bench_context(
         raise SettingsError(f"there is no window {window!r}; there are: {', '.join(context.WINDOWS)}, every")
     names = list(context.WINDOWS) if window == "every" else [window]
     types = number_types(model, codec_dtype, kv_dtype, weight_dtype)
-    others, types = _baselines(baseline, model, random, types)
+    others = _baselines(baseline, random, types)
     bench = _Bench("context", model, random, device, dtype, types, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
@@ -803,7 +800,7 @@ def bench_latency(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    codec_dtype: CodecDtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
     weight_dtype: WeightDtype = "auto",
     as_json: BenchJson = False,
@@ -843,7 +840,7 @@ def bench_bargein(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    codec_dtype: CodecDtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
     weight_dtype: WeightDtype = "auto",
     baseline: Baseline = None,
@@ -854,7 +851,7 @@ def bench_bargein(
     from .bench import bargein
 
     types = number_types(model, codec_dtype, kv_dtype, weight_dtype)
-    others, types = _baselines(baseline, model, random, types)
+    others = _baselines(baseline, random, types)
     bench = _Bench("bargein", model, random, device, dtype, types, as_json, voice, folder)
 
     async def measure(engine: Any) -> dict[str, Any]:
@@ -892,7 +889,7 @@ def bench_concurrency(
     folder: Folder = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    codec_dtype: CodecDtype = "auto",
+    codec_dtype: CodecDtype = "float32",
     kv_dtype: KvDtype = "auto",
     weight_dtype: WeightDtype = "auto",
     as_json: BenchJson = False,

@@ -35,16 +35,13 @@ Token = Annotated[
 Device = Annotated[str, typer.Option("--device", envvar="HIGGS_VOICE_DEVICE", help="auto, cpu, cuda, cuda:1, …")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
 CodecDtype = Annotated[
-    str,
-    typer.Option(
-        "--codec-dtype", help="float32, or bfloat16: quicker, with an error of -50 dB; auto takes it on a CPU with AMX."
-    ),
+    str, typer.Option("--codec-dtype", help="float32, or bfloat16: quicker on a CPU with AMX, with an error of -50 dB.")
 ]
 KvDtype = Annotated[
     str,
     typer.Option(
         "--kv-dtype",
-        help="The model's type, or bfloat16 on a CPU: half the memory of contexts, quicker in long ones; auto takes it with AMX.",
+        help="auto (the model's), or bfloat16: half the memory of contexts, and quicker in long ones, on a CPU.",
     ),
 ]
 WeightDtype = Annotated[
@@ -113,7 +110,7 @@ def number_types(model: str, codec_dtype: str, kv_dtype: str, weight_dtype: str)
 
     Errors: `SettingsError` for an engine that is not in this process: what it computes in is not ours to say.
     """
-    usual = {"codec_dtype": "auto", "kv_dtype": "auto", "weight_dtype": "auto"}
+    usual = {"codec_dtype": "float32", "kv_dtype": "auto", "weight_dtype": "auto"}
     given = {"codec_dtype": codec_dtype, "kv_dtype": kv_dtype, "weight_dtype": weight_dtype}
     types = {name: kind for name, kind in given.items() if kind != usual[name]}
     if types and engine_kind(model) != "local":

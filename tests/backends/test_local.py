@@ -44,8 +44,6 @@ from higgs_voice.model.runner import Runner
 from higgs_voice.model.scheduler import NOT_STARTED, Scheduler
 from higgs_voice.model.worker import Worker
 
-EXACT = {"codec_dtype": "float32", "kv_dtype": "model"}
-"""Where tokens or sound are compared: these do not depend on what is computed beside them."""
 GREEDY = Sampling(temperature=0.0, ras_win_len=None, seed=0, max_new_tokens=28)
 TEXTS = (
     "Hello there, how are you?",
@@ -68,7 +66,7 @@ def loaded() -> Loaded:
 
 @pytest.fixture(scope="module")
 def engine(loaded: Loaded) -> Iterator[LocalSynthesizer]:
-    engine = LocalSynthesizer(loaded=loaded, **EXACT)
+    engine = LocalSynthesizer(loaded=loaded)
     asyncio.run(engine.start())
     yield engine
     asyncio.run(engine.aclose())
@@ -301,7 +299,7 @@ async def test_a_stop_is_seen_within_one_piece_of_a_prefill(engine: LocalSynthes
 async def test_every_guard_ends_its_stream_with_its_own_error(
     loaded: Loaded, guards: Guards, reason: FinishReason, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = LocalSynthesizer(loaded=loaded, **EXACT, guards=guards)
+    engine = LocalSynthesizer(loaded=loaded, guards=guards)
     monkeypatch.setattr(engine, "_warm_up", lambda: asyncio.sleep(0))
     await engine.start()
     if reason is FinishReason.COLLAPSE:
@@ -332,7 +330,7 @@ async def test_every_guard_ends_its_stream_with_its_own_error(
 async def test_a_collapse_is_tried_again_with_another_seed_before_the_first_byte(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = LocalSynthesizer(loaded=loaded, **EXACT)
+    engine = LocalSynthesizer(loaded=loaded)
     await engine.start()
     runner = worker_of(engine)._runner
     take, seeds = runner.take, []
@@ -354,7 +352,7 @@ async def test_codes_read_a_step_late_are_the_same(loaded: Loaded, monkeypatch: 
     """As on a GPU, where the next step is launched before the last one's codes are looked at."""
     samplings = [Sampling(seed=11), Sampling(seed=12, max_new_tokens=30), GREEDY, Sampling(seed=14, max_new_tokens=25)]
     items = [request(text, session=f"s{n}", sampling=samplings[n]) for n, text in enumerate(TEXTS[:4])]
-    engine = LocalSynthesizer(loaded=loaded, **EXACT)
+    engine = LocalSynthesizer(loaded=loaded)
     await engine.start()
     try:
         at_once = [await speak(engine, item) for item in items]
@@ -397,7 +395,7 @@ async def test_codes_read_a_step_late_are_the_same(loaded: Loaded, monkeypatch: 
 
 
 async def test_a_worker_that_dies_in_mid_word_is_one_error_and_the_next_turn_works(loaded: Loaded) -> None:
-    engine = LocalSynthesizer(loaded=loaded, **EXACT)
+    engine = LocalSynthesizer(loaded=loaded)
     await engine.start()
     runner = worker_of(engine)._runner
     step = runner.step
@@ -443,7 +441,7 @@ async def test_the_worker_warms_up_before_the_first_step(
     begin = Runner.start
     monkeypatch.setattr(Runner, "warm_up", warm_up)
     monkeypatch.setattr(Runner, "start", start)
-    engine = LocalSynthesizer(loaded=loaded, **EXACT, max_batch=5)
+    engine = LocalSynthesizer(loaded=loaded, max_batch=5)
     await engine.start()
     sound = engine._sound
     assert sound is not None
@@ -466,7 +464,7 @@ async def test_closing_an_engine_ends_its_warm_up(loaded: Loaded, monkeypatch: p
         runner._graphed = cast(Any, lambda *_: done.append("a graph"))
         runner._warm_up(64, should_stop)
 
-    engine = LocalSynthesizer(loaded=loaded, **EXACT)
+    engine = LocalSynthesizer(loaded=loaded)
     monkeypatch.setattr(engine, "_warm_up", lambda: asyncio.sleep(0))
     monkeypatch.setattr(Runner, "prefill", prefill)
     monkeypatch.setattr(Runner, "warm_up", warm_up)
@@ -496,7 +494,7 @@ async def test_the_worker_works_on_the_models_own_gpu(loaded: Loaded, monkeypatc
 
 
 async def test_a_worker_that_keeps_dying_says_so_at_once(loaded: Loaded) -> None:
-    engine = LocalSynthesizer(loaded=loaded, **EXACT)
+    engine = LocalSynthesizer(loaded=loaded)
     await engine.start()
 
     def dies(*_: Any) -> Any:
@@ -529,7 +527,7 @@ async def test_sessions_that_come_and_go_leave_no_state(engine: LocalSynthesizer
 
 async def test_memory_that_is_full_takes_from_who_is_idle_and_from_nobody_else(loaded: Loaded) -> None:
     sampling = GREEDY.replace(max_new_tokens=60)
-    engine = LocalSynthesizer(loaded=loaded, **EXACT, max_rows=3 * 256)  # a context takes 256 rows at first
+    engine = LocalSynthesizer(loaded=loaded, max_rows=3 * 256)  # a context takes 256 rows at first
     await engine.start()
     try:
         alone = {}
@@ -559,7 +557,7 @@ async def test_memory_that_is_full_takes_from_who_is_idle_and_from_nobody_else(l
 
 
 async def test_the_engine_learns_how_many_it_can_speak(loaded: Loaded) -> None:
-    engine = LocalSynthesizer(loaded=loaded, **EXACT)
+    engine = LocalSynthesizer(loaded=loaded)
     assert engine.capacity is None
     await engine.start()
     try:
@@ -636,28 +634,11 @@ def test_on_a_processor_who_has_ample_sound_lets_others_go_ahead(engine: LocalSy
     assert (scheduler.comfortable_s, scheduler.ample_s) == (COMFORTABLE_S, AMPLE_S)
 
 
-@pytest.mark.parametrize("amx", [False, True])
-async def test_what_it_computes_in_is_what_the_processor_is_quick_in_unless_told(
-    loaded: Loaded, amx: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    quick = "bfloat16" if amx else "float32"
-    for options, kind in (({}, quick), (EXACT, "float32")):
-        engine = LocalSynthesizer(loaded=loaded, **options)
-        with pytest.raises(EngineClosedError, match="has not been started"):
-            print(engine.number_types)
-        engine._load()
-        try:
-            assert engine.number_types == {"dtype": "float32", "codec_dtype": kind, "kv_dtype": kind}
-        finally:
-            await engine.aclose()
-
-
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
         ("codec_dtype", "the codec computes in float32 or bfloat16, not in 'float16'"),
-        ("kv_dtype", r"kept in the model's float32 \(model\) or in bfloat16, not in 'float16'"),
+        ("kv_dtype", r"kept in the model's float32 \(auto\) or in bfloat16, not in 'float16'"),
     ],
 )
 async def test_a_number_type_that_cannot_be_had_is_told_at_the_start(

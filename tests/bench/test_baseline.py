@@ -32,7 +32,7 @@ async def engine() -> AsyncGenerator[TransformersSynthesizer]:
 
 
 async def test_it_says_the_codes_that_ours_says(engine: TransformersSynthesizer) -> None:
-    ours = LocalSynthesizer("nano", device="cpu", codec_dtype="float32", kv_dtype="model")
+    ours = LocalSynthesizer("nano", device="cpu")
     await ours.start()
     before = await collect(ours, replace(request("Hello there.", session="one"), sampling=GREEDY))
     context = ContextSpec(exchanges=(Exchange("Hello there.", codes(before)),))

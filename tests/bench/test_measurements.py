@@ -148,7 +148,7 @@ def test_a_number_type_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.Mo
         (["--model", "nano", "--device", "cpu", "--codec-dtype", "bfloat16"], "on a CPU with AMX only"),
         (["--model", "fake", "--codec-dtype", "bfloat16"], "fake is not"),
         (["--baseline", "transformers", "--codec-dtype", "bfloat16"], "--baseline does not go with --codec-dtype"),
-        (["--model", "nano", "--kv-dtype", "float16"], "float32 (model) or in bfloat16, not in 'float16'"),
+        (["--model", "nano", "--kv-dtype", "float16"], "float32 (auto) or in bfloat16, not in 'float16'"),
         (["--model", "fake", "--kv-dtype", "bfloat16"], "--kv-dtype bfloat16 is for a model in this process"),
         (["--model", "nano", "--weight-dtype", "int4"], "in its own type (auto) or in int8, not in 'int4'"),
         (["--model", "fake", "--weight-dtype", "int8"], "--weight-dtype int8 is for a model in this process"),
@@ -173,27 +173,6 @@ def test_the_first_line_and_the_last_say_in_what_was_computed(monkeypatch: pytes
             lines = CliRunner().invoke(app, [*words, *more]).stdout.splitlines()
             assert json.loads(lines[-1]).get(option) == kind
             assert (said in lines[0]) == (kind is not None)
-
-
-def test_the_first_line_and_the_last_say_what_auto_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine: Any = FakeSynthesizer()
-    engine.number_types = {"dtype": "float32", "codec_dtype": "bfloat16", "kv_dtype": "float32"}
-    monkeypatch.setattr(local, "LocalSynthesizer", lambda *_, **__: engine)
-    done = CliRunner().invoke(app, ["bench", "bargein", "--turns", "2", "--model", "nano", "--weight-dtype", "int8"])
-    first, *_, last = done.stdout.splitlines()
-    said = "nano, layers' weights in int8, model in float32, codec in bfloat16, keys and values in float32"
-    assert first == f"bargein: {said}"
-    assert json.loads(last).items() >= {**engine.number_types, "weight_dtype": "int8"}.items()
-
-
-def test_beside_a_baseline_ours_computes_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr("higgs_voice.bench.common.engine_for", lambda *_, **options: given.append(options))
-    for name in ("context", "bargein"):
-        for words in (["--model", "nano"], ["--model", "fake"]):
-            CliRunner().invoke(app, ["bench", name, *words, "--baseline", "transformers"])
-    kinds = [{part: kind for part, kind in options.items() if part.endswith("_dtype")} for options in given]
-    assert kinds == [{"codec_dtype": "float32", "kv_dtype": "model"}, {}] * 2
 
 
 @pytest.mark.parametrize("sessions", ["0", "2,-1", "two", ""])

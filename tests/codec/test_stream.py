@@ -312,6 +312,7 @@ def test_bfloat16_is_fifty_decibels_from_float32(
 
 def test_what_the_codec_cannot_compute_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
+    assert pick_dtype("auto", cpu) == pick_dtype(torch.float32, torch.device("cuda")) == torch.float32
     with pytest.raises(SettingsError, match="not in 'float16'"):
         pick_dtype(torch.float16, cpu)
     with pytest.raises(SettingsError, match="AMX only"):
@@ -319,16 +320,6 @@ def test_what_the_codec_cannot_compute_in_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     with pytest.raises(SettingsError, match="AMX only"):
         pick_dtype("bfloat16", cpu)
-
-
-def test_auto_is_bfloat16_where_the_processor_has_tiles_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for amx, here in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert pick_dtype("auto", torch.device("cpu")) == here
-        assert pick_dtype("auto", torch.device("cuda")) == torch.float32
-        assert pick_dtype("float32", torch.device("cpu")) == torch.float32
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 def test_a_part_of_the_whole(tiny: Decoder) -> None:

@@ -381,24 +381,11 @@ def test_four_with_keys_in_bfloat16_speak_as_each_alone(nano: Loaded, codes: Any
         assert torch.equal(decode(which), whole[which])
 
 
-def test_auto_keeps_bfloat16_beside_float32_where_the_processor_has_tiles_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    for amx, here in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert pick_kv_dtype("auto", torch.float32, cpu) == here
-        assert pick_kv_dtype("auto", torch.float32, gpu) == torch.float32
-        for device in (cpu, gpu):
-            assert pick_kv_dtype("model", torch.float32, device) == torch.float32
-            assert pick_kv_dtype("auto", torch.bfloat16, device) == torch.bfloat16
-
-
 @pytest.mark.parametrize(
     ("kind", "model", "device", "sentence"),
     [
-        ("float16", torch.float32, "cpu", r"in the model's float32 \(model\) or in bfloat16, not in 'float16'"),
-        ("float32", torch.bfloat16, "cpu", r"in the model's bfloat16 \(model\)"),
+        ("float16", torch.float32, "cpu", r"in the model's float32 \(auto\) or in bfloat16, not in 'float16'"),
+        ("float32", torch.bfloat16, "cpu", r"in the model's bfloat16 \(auto\)"),
         ("bfloat16", torch.float32, "cuda", "load the model in bfloat16 instead"),
     ],
 )

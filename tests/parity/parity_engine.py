@@ -64,7 +64,7 @@ class TestBoson(Conformance):
 
 async def test_its_sound_is_our_engines(shared: Synthesizer) -> None:
     """Same weights, greedy: the codes of the package, and the sound of our codec stream, bit for bit."""
-    ours = LocalSynthesizer("nano", codec_dtype="float32", kv_dtype="model")
+    ours = LocalSynthesizer("nano")
     await ours.start()
     asked = replace(request("Hello, and thank you for calling."), sampling=GREEDY)
     one, other = await collect(shared, asked), await collect(ours, asked)
@@ -82,7 +82,7 @@ async def test_clips_in_the_scene_are_heard_alike(shared: Synthesizer) -> None:
         references_in_scene=True,
     )
     asked = replace(request("Go on.", context=ContextSpec(voice=voice._prompt())), sampling=GREEDY)
-    ours = LocalSynthesizer("nano", codec_dtype="float32", kv_dtype="model")
+    ours = LocalSynthesizer("nano")
     await ours.start()
     one, other = await collect(shared, asked), await collect(ours, asked)
     without = await collect(ours, replace(request("Go on."), sampling=GREEDY))

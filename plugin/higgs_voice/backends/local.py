@@ -192,10 +192,9 @@ class LocalSynthesizer:
     Args:
         model: ``nano``, a hub id or a folder. codec: likewise, where it cannot be told from the model.
         device, dtype: ``auto`` takes the GPU and bfloat16 where there is one, else the CPU and float32.
-        codec_dtype: in what the codec's decoder multiplies: ``float32``, or ``bfloat16`` on a CPU with AMX, quicker, with an error of -50 dB.
-        kv_dtype: in what the contexts' keys and values are kept: the ``model``'s own type, or ``bfloat16`` beside a float32 model on a CPU, which
-            halves their memory and, with AMX, the time of attention; one most likely code in 300 is then another one.
-            Both are ``auto``: bfloat16 on a CPU with AMX, else the first. Who wants the model's own tokens names ``model`` and ``float32``.
+        codec_dtype: in what the codec's decoder multiplies; ``bfloat16``, on a CPU with AMX, is quicker, with an error of -50 dB.
+        kv_dtype: in what the contexts' keys and values are kept; ``auto`` is the model's, ``bfloat16`` beside a float32 model on a CPU
+            halves their memory and, where the processor computes in it, the time of attention. The tokens are then no longer those of float32.
         weight_dtype: in what the layers' weights are kept; ``auto`` is the model's type, ``int8`` takes half the memory of bfloat16 on a
             GPU, where a step then reads half as much. The tokens are then no longer the model's own.
         max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
@@ -211,7 +210,7 @@ class LocalSynthesizer:
         codec: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        codec_dtype: str = "auto",
+        codec_dtype: str = "float32",
         kv_dtype: str = "auto",
         weight_dtype: str = "auto",
         max_batch: int = 16,
@@ -239,7 +238,6 @@ class LocalSynthesizer:
         self._guards = guards or Guards()
         self._loaded = loaded
         self._info: EngineInfo | None = None
-        self._number_types: dict[str, str] | None = None
         self._worker: Worker | None = None
         self._sound: DecodeThread | None = None
         self._listening: dict[str, _Listening] = {}
@@ -255,13 +253,6 @@ class LocalSynthesizer:
         if self._info is None:
             raise EngineClosedError("the engine has not been started; await start() first")
         return self._info
-
-    @property
-    def number_types(self) -> dict[str, str]:
-        """In what it computes: `dtype`, `codec_dtype`, `kv_dtype`. Errors: `EngineClosedError` before it has started."""
-        if self._number_types is None:
-            raise EngineClosedError("the engine has not been started; await start() first")
-        return dict(self._number_types)
 
     async def start(self) -> None:
         async with self._starting:
@@ -286,8 +277,6 @@ class LocalSynthesizer:
         )
         self._worker.start()
         self._sound.start()
-        kinds = {"dtype": loaded.dtype, "codec_dtype": self._decoder.dtype, "kv_dtype": runner.pool.shape.dtype}
-        self._number_types = {part: str(kind).removeprefix("torch.") for part, kind in kinds.items()}
         self._info = EngineInfo(
             model=loaded.name,
             sample_rate=SAMPLE_RATE,

@@ -23,7 +23,6 @@ from transformers import HiggsAudioV2TokenizerModel
 
 from ..config import Settings
 from ..errors import SettingsError
-from ..precision import has_tiles
 from .graphs import GraphedPieces, Shape
 from .layers import DecoderLayers, Span
 
@@ -251,19 +250,16 @@ class Decoder:
 
 
 def pick_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
-    """In what the decoder multiplies: float32; bfloat16, on a CPU that has matrix tiles for it (AMX); ``auto`` is bfloat16 there and
-    float32 elsewhere.
+    """In what the decoder multiplies: float32; bfloat16, on a CPU that has matrix tiles for it (AMX); ``auto`` is float32.
 
     bfloat16 is quicker, and the sound differs from float32's by an error about 50 dB below it. Errors: `SettingsError`.
     """
     name = str(dtype).removeprefix("torch.")
-    if name == "auto":
-        return torch.bfloat16 if has_tiles(device) else torch.float32
-    if name == "float32":
+    if name in ("auto", "float32"):
         return torch.float32
     if name != "bfloat16":
         raise SettingsError(f"the codec computes in float32 or bfloat16, not in {name!r}")
-    if not has_tiles(device):
+    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported() or not torch.backends.mkldnn.is_available():  # pyright: ignore[reportPrivateUsage]
         raise SettingsError(
             "the codec computes in bfloat16 on a CPU with AMX only; this engine's device has none: use float32"
         )

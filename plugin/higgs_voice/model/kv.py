@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import EngineBusyError, SettingsError
-from ..precision import has_tiles
 from .prompt import Rows
 
 PAGE = 64
@@ -208,18 +207,15 @@ class KvPool(ABC):
 
 
 def pick_kv_dtype(dtype: torch.dtype | str, model: torch.dtype, device: torch.device) -> torch.dtype:
-    """In what keys and values are kept: the ``model``'s own type, or bfloat16 beside a float32 model on a CPU. ``auto`` is that where the
-    CPU has matrix tiles for it (AMX), else the model's own.
+    """In what keys and values are kept: ``auto`` is the model's own type; bfloat16 also beside a float32 model on a CPU.
 
     Errors: `SettingsError`.
     """
     name, own = str(dtype).removeprefix("torch."), str(model).removeprefix("torch.")
-    if name == "auto":
-        return torch.bfloat16 if model == torch.float32 and has_tiles(device) else model
-    if name in ("model", own):
+    if name in ("auto", own):
         return model
     if name != "bfloat16":
-        raise SettingsError(f"keys and values are kept in the model's {own} (model) or in bfloat16, not in {name!r}")
+        raise SettingsError(f"keys and values are kept in the model's {own} (auto) or in bfloat16, not in {name!r}")
     if device.type != "cpu":
         raise SettingsError(
             f"on a GPU keys and values are kept in the model's {own}: load the model in bfloat16 instead"

@@ -125,7 +125,7 @@ class Runner:
         *,
         max_rows: int | None = None,
         max_slots: int = 256,
-        kv_dtype: torch.dtype | str = "model",
+        kv_dtype: torch.dtype | str = "auto",
         paged: bool | None = None,
         graphs: bool | None = None,
     ) -> None:
