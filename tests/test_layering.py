@@ -42,8 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
     "boson_child": {"server", "backends"} | BELOW_BACKENDS | LEAVES,
     "cli_parts": {"conversation"} | LEAVES,
+    "cli_bench": {"cli_parts", "bench", "conversation"} | LEAVES,
     "cli_voices": {"cli", "cli_parts", "backends", "conversation"} | LEAVES,
-    "cli": {"cli_parts", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends"}
+    "cli": {"cli_parts", "cli_bench", "cli_voices", "bench", "serve_engine", "server", "adapters", "backends"}
     | BELOW_BACKENDS
     | LEAVES,
     "__init__": {"serve_engine", "server", "adapters", "backends"} | BELOW_BACKENDS | LEAVES,
