@@ -1,7 +1,7 @@
 """A turn that begins while other sessions are in the middle of theirs, with and without their letting it go ahead.
 
 Every round, `--others` sessions begin a turn of 12 s and, two seconds later, one more session begins one of 4 s: the time to its first PCM, and
-the least that its listener had left in the next two seconds (below nought it is a gap). The engine does so in turns as it does on this
+the least that its listener had left in the first two seconds of sound (below nought it is a gap), and how many of the others had a gap. The engine does so in turns as it does on this
 device and the other way (`ahead`: who has ample sound waits for who has little, in the model and in the codec; `alike`: all step, and equal
 pieces are decoded, together).
 
@@ -25,8 +25,8 @@ from higgs_voice.bench.common import HostShare, sampling_for, sentence
 BEFORE_S, WATCHED_S = 2.0, 2.0
 
 
-async def turn(session: VoiceSession, text: str) -> tuple[float, float]:
-    """Seconds to the first PCM, and the least that was left to play while it was watched."""
+async def turn(session: VoiceSession, text: str, watched_s: float = float("inf")) -> tuple[float, float]:
+    """Seconds to the first PCM, and the least that was left to play of the sound that was watched, when more came."""
     began, first, received, least = time.perf_counter(), 0.0, 0.0, float("inf")
     speech = session.speak(text)
     async for event in speech:
@@ -35,7 +35,7 @@ async def turn(session: VoiceSession, text: str) -> tuple[float, float]:
         now = time.perf_counter()
         if not first:
             first = now
-        elif now - first < WATCHED_S:
+        elif received < watched_s:  # that it comes late counts, however late
             least = min(least, first + received - now)
         received += event.duration_s
     session.settle(speech.id, float("inf"))
@@ -54,17 +54,20 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.others + 1)
     ]
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    late = dict.fromkeys(kinds, 0)
     try:
         for number in range(options.rounds):
             for kind in list(kinds)[:: 1 if number % 2 else -1]:
+                others: list[asyncio.Task[tuple[float, float]]] = []
                 engine._worker._scheduler = kinds[kind]
                 engine._sound._together = kind == "alike"
                 async with asyncio.TaskGroup() as group:
                     for place, session in enumerate(sessions[1:]):
                         text = " ".join(sentence(number * 5 + place * 7 + chunk) for chunk in range(3))
-                        group.create_task(turn(session, text))
+                        others.append(group.create_task(turn(session, text)))
                     await asyncio.sleep(BEFORE_S)
-                    found[kind].append(await turn(sessions[0], sentence(number)))
+                    found[kind].append(await turn(sessions[0], sentence(number), WATCHED_S))
+                late[kind] += sum(task.result()[1] < 0 for task in others)
     finally:
         for session in sessions:
             await session.aclose()
@@ -74,6 +77,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             "ttfa_ms": asdict(Spread.of([ms(first) for first, _ in each])),
             "least_left_ms": asdict(Spread.of([ms(least) for _, least in each])),
             "gaps": sum(least < 0 for _, least in each),
+            "others_with_gaps": late[kind],
         }
         for kind, each in found.items()
     }
@@ -92,7 +96,10 @@ def main() -> None:
     found = asyncio.run(measure(options))
     for kind, each in found.items():
         ttfa, left = each["ttfa_ms"]["p50"], each["least_left_ms"]["p50"]
-        print(f"{kind}: first PCM after {ttfa:.0f} ms, least left {left:.0f} ms, {each['gaps']} gaps")
+        print(
+            f"{kind}: first PCM after {ttfa:.0f} ms, least left {left:.0f} ms, {each['gaps']} with a gap, "
+            f"{each['others_with_gaps']} of the others"
+        )
     print(emit("beside", place, {"others": options.others, **found, "host_took_percent": host.percent}))
 
 

@@ -146,6 +146,29 @@ def test_who_runs_dry_comes_first_and_equal_pieces_go_together(
         assert batches == [[first.decode], [urgent.decode], [third.decode], [calm.decode]]
 
 
+def test_of_two_chunks_of_one_listener_the_earlier_comes_first(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, waits, batches = held(decoder, monkeypatch)
+    codec = DecodeThread(decoder, torch.device("cpu"))
+    codec.start()
+    left = iter(range(1000))  # less at every look, as by a clock
+    first, second = Listener(decoder), Listener(decoder)
+    for stream in (first, second):
+        stream.view = lambda: (0.501 - 1e-6 * next(left), 0.0)
+    try:
+        codec.push(first, some_codes(7))
+        assert waits.wait(WAIT_S)
+        codec.push(first, some_codes(5))
+        codec.push(second, some_codes(7))
+        codec.end(second)
+        go.set()
+        assert second.over.wait(WAIT_S)
+    finally:
+        codec.shutdown()
+    assert batches[:3] == [[first.decode], [first.decode], [second.decode]]
+
+
 @pytest.mark.parametrize("why", ["it has sound", "it is given up", "nobody takes it"])
 def test_who_has_ample_sound_waits_for_a_stream_with_little(decoder: Decoder, why: str) -> None:
     codec = DecodeThread(decoder, torch.device("cpu"))

@@ -50,6 +50,11 @@ def test_who_has_ample_sound_lets_the_others_go_ahead() -> None:
         )
     reads = plan([rich, JobView("reads", 2, True, -1.0)], background=True)
     assert (reads.step, reads.prefill, reads.idle) == ((), "reads", False)
+    reads = plan([JobView("rich", 0, True, 3.0), JobView("reads", 2, True, -1.0)], background=True)
+    assert reads.prefill == "reads"
+    assert (
+        Scheduler().plan([JobView("rich", 0, True, 3.0), JobView("reads", 2, True)], background=True).prefill == "rich"
+    )
 
 
 def test_nobody_lets_those_go_ahead_who_do_not_take_their_sound() -> None:

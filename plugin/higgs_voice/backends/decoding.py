@@ -196,7 +196,8 @@ class DecodeThread:
         if not ready:
             return []
         views = {stream: stream.view() for stream in self._streams}
-        first = min(ready, key=lambda stream: views[stream][0])
+        # By hundredths of a second: a session's chunks have one listener, and the earlier of equals comes first.
+        first = min(ready, key=lambda stream: int(views[stream][0] * 100))
         if self._together:
             return [stream for stream in ready if stream.decode.shape == first.decode.shape]
         short = any(left < COMFORTABLE_S and waiting < AMPLE_S for left, waiting in views.values())

@@ -147,10 +147,12 @@ class _Stream:
             if self.closed or (not samples.size and not self._codes):
                 return
             now = time.monotonic()
-            self._listening.until = max(self._listening.until, now) + samples.size / SAMPLE_RATE
+            codes = np.concatenate(self._codes, axis=1) if self._codes else self._no_codes
+            # Who wants codes alone makes sound of them, and plays that.
+            new = samples.size if self._sound is not None else codes.shape[1] * HOP
+            self._listening.until = max(self._listening.until, now) + new / SAMPLE_RATE
             if self.job is not None:
                 self.job.timings.setdefault("ttfa", now - self.job.submitted)
-            codes = np.concatenate(self._codes, axis=1) if self._codes else self._no_codes
             self._codes.clear()
             self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
             self._sent += samples.size
@@ -194,7 +196,8 @@ class LocalSynthesizer:
         device, dtype: ``auto`` takes the GPU and bfloat16 where there is one, else the CPU and float32.
         codec_dtype: in what the codec's decoder multiplies; ``bfloat16``, on a CPU with AMX, is quicker, with an error of -50 dB.
         kv_dtype: in what the contexts' keys and values are kept; ``auto`` is the model's, ``bfloat16`` beside a float32 model on a CPU
-            halves their memory and, where the processor computes in it, the time of attention. The tokens are then no longer those of float32.
+            halves their memory and, where the processor computes in it, the time of attention. The tokens are then no longer those of float32, and a
+            context that was kept gives others than one that is read anew: a server that takes over in mid-sentence cannot go on.
         weight_dtype: in what the layers' weights are kept; ``auto`` is the model's type, ``int8`` takes half the memory of bfloat16 on a
             GPU, where a step then reads half as much. The tokens are then no longer the model's own.
         max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.

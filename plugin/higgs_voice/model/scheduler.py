@@ -75,12 +75,12 @@ class Scheduler:
         ready.sort(key=lambda job: (job.buffered_s, job.order))
         waiting = [job for job in jobs if job.prefilling]
         ample = self.ample_s
+        first = min(waiting, key=lambda job: (ample is not None and job.buffered_s >= ample, job.order), default=None)
         if ample is not None and any(
             job.buffered_s < self.comfortable_s and job.waiting_s < ample for job in (*ready, *waiting)
         ):
             ready = [job for job in ready if job.buffered_s < ample]
         step = ready[: self.max_batch]
-        first = min(waiting, key=lambda job: job.order) if waiting else None
         scarce = any(NOT_STARTED < job.buffered_s < self.scarce_s for job in step)
         if first is not None and scarce and first.put_off < self.patience:
             return Plan(tuple(job.key for job in step), None, background=False, put_off=first.key)
