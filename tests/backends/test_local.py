@@ -591,16 +591,26 @@ async def test_an_abandoned_stream_is_stopped(engine: LocalSynthesizer) -> None:
 async def test_the_next_chunk_is_as_urgent_as_its_listener_is_near_silence(engine: LocalSynthesizer) -> None:
     """Not the most urgent of all because it has sent nothing itself, while the one before it still plays."""
     listener = engine._listening.setdefault("urgency", _Listening())
-    stream = _Stream(_Channel(asyncio.get_running_loop()), Guards(), engine._decoder.open(), None, listener, 8)
+    channel, sound = _Channel(asyncio.get_running_loop()), engine._sound
+    stream = _Stream(channel, Guards(), engine._decoder.open(), sound, listener, 8)
     assert stream.view()[0] == NOT_STARTED
     listener.until = time.monotonic() + 100.0
     assert 90.0 < stream.view()[0] <= 100.0
     stream.send(np.zeros(24_000, np.float32))
-    assert 91.0 < stream.view()[0] <= 101.0
+    assert 100.0 < stream.view()[0] <= 101.0
     stream.ended("stopped", None)  # an interruption: nobody listens to the rest
     assert stream.view()[0] < 0
     engine.close_session("urgency")
     assert "urgency" not in engine._listening
+
+
+async def test_who_wants_codes_alone_has_what_they_stand_for_to_play(engine: LocalSynthesizer) -> None:
+    listener = _Listening()
+    stream = _Stream(_Channel(asyncio.get_running_loop()), Guards(), engine._decoder.open(), None, listener, 8)
+    assert stream.view()[0] == NOT_STARTED
+    for seconds in (2, 4):
+        stream.push(np.zeros((8, 50), dtype=np.int16))
+        assert seconds - 1 < stream.view()[0] <= seconds
 
 
 async def test_special_tokens_in_text_are_text(engine: LocalSynthesizer) -> None:
