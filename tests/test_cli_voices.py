@@ -74,6 +74,7 @@ def test_a_voice_is_added_shown_said_and_removed(engines: list[fake.FakeSynthesi
     assert engines[-1].requests[0].context.voice.scene == "A hall."
     call("voices", "preview", "anna", "--model", "fake", "--out", "p.wav", "--text", "One, two.")
     assert engines[-1].requests[0].context.voice.references[0].text == "What Anna says."
+    assert engines[-1].requests[0].sampling.temperature is None  # as in a call: what the model recommends
     with wave.open("p.wav") as file:
         assert file.getnframes() > 0
     assert "anna.voice" in call("voices", "remove", "anna").stderr

@@ -37,6 +37,7 @@ from .cli_parts import (
     Model,
     Scene,
     Speakers,
+    Temperature,
     Token,
     WeightDtype,
     command,
@@ -108,10 +109,7 @@ def say(
     ] = None,
     folder: Folder = None,
     seed: Annotated[int | None, typer.Option(help="Makes it repeatable.")] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="0 is greedy; about 0.3 for clones. Unless given, what the model recommends, or 0.7."),
-    ] = None,
+    temperature: Temperature = None,
     out: Annotated[Path | None, typer.Option(help="Write a wav file instead of playing.")] = None,
     as_json: Json = False,
     verbatim: Annotated[

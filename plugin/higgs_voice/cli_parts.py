@@ -51,6 +51,10 @@ WeightDtype = Annotated[
         help="auto (the model's), or int8: the layers' weights in half the memory of bfloat16, on a GPU.",
     ),
 ]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 is greedy; about 0.3 for clones. Unless given, what the model recommends, or 0.7."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and what the engine logs.")]
 Folder = Annotated[
