@@ -1,9 +1,9 @@
 """A turn that begins while other sessions are in the middle of theirs, with and without their letting it go ahead.
 
-Every round, `--others` sessions begin a turn of 12 s and, two seconds later, one more session begins one of 4 s: the time to its first PCM, and
-the least that its listener had left in the first two seconds of sound (below nought it is a gap), and how many of the others had a gap. The engine does so in turns as it does on this
-device and the other way (`ahead`: who has ample sound waits for who has little, in the model and in the codec; `alike`: all step, and equal
-pieces are decoded, together).
+Every round, `--others` sessions begin a turn of 12 s and, two seconds later, one more session begins one of 4 s: the time to its
+first PCM, the least that its listener had left in the first two seconds of sound (below nought it is a gap), and how many of the others had
+a gap. The engine takes turns between `ahead` (who has ample sound waits for who has little, in the model and in the codec) and `alike` (all
+step, and equal pieces are decoded, together).
 
     python benchmarks/beside.py [--others 3] [--rounds 12] [--model nano] [--device auto] [--frames 100]
 """

@@ -196,8 +196,9 @@ class LocalSynthesizer:
         device, dtype: ``auto`` takes the GPU and bfloat16 where there is one, else the CPU and float32.
         codec_dtype: in what the codec's decoder multiplies; ``bfloat16``, on a CPU with AMX, is quicker, with an error of -50 dB.
         kv_dtype: in what the contexts' keys and values are kept; ``auto`` is the model's, ``bfloat16`` beside a float32 model on a CPU
-            halves their memory and, where the processor computes in it, the time of attention. The tokens are then no longer those of float32, and a
-            context that was kept gives others than one that is read anew: a server that takes over in mid-sentence cannot go on.
+            halves their memory and, where the processor computes in it, the time of attention. The tokens are then no longer those of
+            float32, and a context that was kept gives others than one that is read anew: a server that takes over in mid-sentence
+            cannot go on.
         weight_dtype: in what the layers' weights are kept; ``auto`` is the model's type, ``int8`` takes half the memory of bfloat16 on a
             GPU, where a step then reads half as much. The tokens are then no longer the model's own.
         max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
