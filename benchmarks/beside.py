@@ -21,6 +21,7 @@ from common import Place, Spread, emit, engine_for, ms
 from higgs_voice import PcmChunk, SessionSettings, VoiceSession
 from higgs_voice.backends.decoding import AMPLE_S, COMFORTABLE_S
 from higgs_voice.bench.common import HostShare, sampling_for, sentence
+from higgs_voice.config import engine_kind
 
 BEFORE_S, WATCHED_S = 2.0, 2.0
 
@@ -91,6 +92,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--frames", type=int, default=100)
     options = parser.parse_args()
+    if min(options.others, options.rounds, options.frames) < 1:
+        parser.error("--others, --rounds and --frames are one or more")
+    if engine_kind(options.model) != "local":
+        parser.error(
+            f"--model is one that runs in this process, and {options.model} is not: its schedule cannot be changed"
+        )
     place, host = Place.here(), HostShare()
     print("\n".join(place.lines()))
     found = asyncio.run(measure(options))

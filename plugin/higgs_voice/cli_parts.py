@@ -41,7 +41,8 @@ KvDtype = Annotated[
     str,
     typer.Option(
         "--kv-dtype",
-        help="auto (the model's), or bfloat16: half the memory of contexts, and quicker in long ones, on a CPU.",
+        help="auto (the model's), or bfloat16, on a CPU: half the memory of contexts, quicker in long ones; no other server can "
+        "take over in mid-sentence then.",
     ),
 ]
 WeightDtype = Annotated[
