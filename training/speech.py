@@ -1,6 +1,7 @@
 """Stage 2, speech: Debian's flite says every text, with the times of its phonemes.
 
     python -m training.speech 2          # two processes; run again to go on where it stopped
+    python -m training.speech 2 70000    # begins at this text, where nothing has been said yet
 
 writes `speech.raw` (16-bit mono, 24 kHz, utterance after utterance) and `speech.jsonl`, one line an utterance:
 `{"text_index", "voice", "text", "samples", "phones": [[name, end in seconds], ...]}`. The voice of a text follows from its
@@ -52,10 +53,10 @@ def main() -> None:
     processes = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     texts: list[str] = json.loads((WORK / "texts.json").read_text())
     listing, raw = WORK / "speech.jsonl", WORK / "speech.raw"
-    start = samples = 0
+    start, samples = (int(sys.argv[2]) if len(sys.argv) > 2 else 0), 0
     if listing.exists():
         done = [json.loads(line) for line in listing.read_text().splitlines()]
-        start = done[-1]["text_index"] + 1 if done else 0
+        start = done[-1]["text_index"] + 1 if done else start
         samples = sum(item["samples"] for item in done)
         os.truncate(raw, samples * 2)
     with Pool(processes) as pool, open(listing, "a") as lines, open(raw, "ab") as audio:

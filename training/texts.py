@@ -3,10 +3,11 @@
 Sources, all Debian's: `fortunes` (sentences), `wordnet-base` (examples of use), `wamerican` (a list of words), and the
 phrases of voice agents written below: greetings, acknowledgements, questions, times, prices, addresses, spelled names.
 
-    python -m training.texts 40000 30000
+    python -m training.texts 40000 30000 40000 60000
 
 writes `texts.json`, a list of strings in random order; the first HELD_OUT of them are whole sentences that appear
-nowhere else, and no stage trains on them. The second number is of further texts, drawn anew and put behind the others.
+nowhere else, and no stage trains on them. Each further number is of texts drawn anew and put behind the others; from the third
+on their whole sentences are such as were not said alone before, from the fourth on WordNet's definitions are among them.
 """
 
 import glob
@@ -15,7 +16,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from training.settings import HELD_OUT, TEXT_SEED, WORK
 
@@ -179,24 +180,47 @@ def wordnet_examples() -> list[str]:
     return sorted(found)
 
 
+def wordnet_definitions() -> list[str]:
+    """WordNet's definitions, written as sentences."""
+    found: set[str] = set()
+    for part in ("noun", "verb", "adj", "adv"):
+        with open(f"/usr/share/wordnet/data.{part}", encoding="utf8", errors="ignore") as file:
+            for line in file:
+                definition = re.split(r'; (?=")', line.partition("|")[2])[0].strip(" .,;:\n")
+                if (
+                    re.fullmatch(r"[A-Za-z ,.'!?;:-]+", definition)
+                    and len(definition.split()) >= 3
+                    and len(definition) <= 160
+                ):
+                    found.add(definition[0].upper() + definition[1:] + ".")
+    return sorted(found)
+
+
 def dictionary() -> list[str]:
     """Lower-case words of two to twelve letters."""
     with open("/usr/share/dict/words", encoding="utf8") as file:
         return [word for word in file.read().split() if re.fullmatch(r"[a-z]{2,12}", word)]
 
 
-def build(count: int, seed: int = TEXT_SEED, held_out: list[str] | None = None) -> list[str]:
+def build(
+    count: int,
+    seed: int = TEXT_SEED,
+    held_out: list[str] | None = None,
+    said: Collection[str] = (),
+    further: Sequence[str] = (),
+) -> list[str]:
     """`count` texts in random order; the first HELD_OUT are whole sentences found nowhere else in the list: those given, or
-    the first suitable ones."""
+    the first suitable ones. Sentences that were `said` already are left out, `further` ones drawn from too."""
     rng = random.Random(seed)
-    sentences = fortune_sentences() + wordnet_examples()
+    sentences = [*fortune_sentences(), *wordnet_examples(), *further]
     rng.shuffle(sentences)
     templates = TEMPLATES.replace("\n", "|").split("|")
     words = dictionary()
     if held_out is None:
         suitable = (each for each in sentences if 4 <= len(each.split()) <= 20 and len(each) <= 110)
         held_out = list(itertools.islice(suitable, HELD_OUT))
-    kept = [sentence for sentence in sentences if sentence not in set(held_out)]
+    without = {*held_out, *said}
+    kept = [sentence for sentence in sentences if sentence not in without]
     texts: list[str] = []
     turn = 0
     while len(texts) < count - len(held_out):
@@ -226,12 +250,14 @@ def build(count: int, seed: int = TEXT_SEED, held_out: list[str] | None = None) 
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 40_000
+    counts = [int(each) for each in sys.argv[1:]] or [40_000]
     WORK.mkdir(parents=True, exist_ok=True)
-    texts = build(count)
-    if len(sys.argv) > 2:
-        held_out = texts[:HELD_OUT]
-        texts += build(int(sys.argv[2]) + HELD_OUT, TEXT_SEED + 2, held_out)[HELD_OUT:]
+    texts = build(counts[0])
+    held_out = texts[:HELD_OUT]
+    for number, count in enumerate(counts[1:], 1):
+        said = texts if number > 1 else ()
+        further = wordnet_definitions() if number > 2 else ()
+        texts += build(count + HELD_OUT, TEXT_SEED + 2 * number, held_out, said, further)[HELD_OUT:]
     (WORK / "texts.json").write_text(json.dumps(texts, ensure_ascii=False, indent=0))
     print(f"{len(texts)} texts, {sum(map(len, texts)) / len(texts):.0f} characters each on average")
 
