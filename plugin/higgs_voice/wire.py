@@ -32,7 +32,9 @@ CLOSE_REPLACED = 4409
 """The same client came back on another connection."""
 FINAL_CODES = frozenset({CLOSE_PROTOCOL, CLOSE_REFUSED, CLOSE_REPLACED})
 
-Name = Annotated[str, Field(min_length=1, max_length=128)]
+LONGEST_NAME = 128
+"""Characters of a session's or a speech's id."""
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[int, Field(ge=0, lt=2**32)]

@@ -391,6 +391,19 @@ async def test_sound_keys_and_clear(provider: str) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
+async def test_messages_of_another_shape_are_nothing(provider: str) -> None:
+    serializer = transport_of(provider).serializer
+    await serializer.setup(SimpleNamespace(audio_in_sample_rate=24000))  # type: ignore[arg-type]
+    parts = [{}, {"media": "x"}, {"media": {"payload": "a"}}, {"media": {"payload": None}}, {"media": {"payload": 5}}]
+    parts += [{"mark": "x"}, {"mark": {"name": 5}}, {"start": "x"}, {"dtmf": {"digit": "Z"}}, {"name": ["x"]}]
+    for event in ("media", "mark", "playedStream", "start", "dtmf", "stop", "error"):
+        for part in parts:
+            assert await serializer.deserialize(message(provider, event, **part)) is None, (event, part)
+    for data in ("", "[]", "5", '{"event": ["x"]}', '{"event": {}}', b"\xff"):
+        assert await serializer.deserialize(data) is None
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
 async def test_a_second_start(provider: str) -> None:
     """Again, it changes nothing; of the same call in a new stream, it is followed; of another call, it is not."""
     transport = transport_of(provider)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from higgs_voice import Reference, SessionSettings, Voice, VoiceSession, create_backend
+from higgs_voice import Reference, SessionSettings, Voice, VoiceSession, create_backend, wire
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.backends.remote import RemoteSynthesizer
 from higgs_voice.config import Sampling
@@ -28,7 +28,9 @@ from higgs_voice.errors import (
     EngineBusyError,
     EngineDiedError,
     NoAudioError,
+    ProtocolError,
     RefusedError,
+    RemoteError,
     SettingsError,
 )
 from higgs_voice.server.app import Server, ServerSettings
@@ -448,3 +450,86 @@ async def test_two_hundred_cycles_leave_nothing() -> None:
         assert not remote._sessions
         assert len(asyncio.all_tasks()) == before
         assert not engine._locks
+
+
+# What must not take the client with it
+
+
+@pytest.mark.parametrize("url", ["ws://host:port", "ws://127.0.0.1:99999", "ws://", "ws://:8765", "ws://h:0"])
+def test_an_address_that_is_none_is_said_at_once(url: str) -> None:
+    with pytest.raises(SettingsError, match="ws://host:port"):
+        RemoteSynthesizer(url)
+
+
+async def test_an_id_that_cannot_travel_harms_nobody() -> None:
+    async with serving() as server, client(server.url) as remote:
+        with pytest.raises(SettingsError, match="1 to 128 characters, not 129"):
+            await collect(remote, replace(request(), session_id="x" * 129))
+        with pytest.raises(SettingsError, match="not 0"):
+            remote.prepare("", ContextSpec())
+        await remote._line.close()  # type: ignore[union-attr]  # pyright: ignore
+        await collect(remote, request())
+
+
+async def test_a_client_that_breaks_tells_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as server, client(server.url) as remote:
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("out of order")
+
+        monkeypatch.setattr(remote, "_take", broken)
+        with pytest.raises(RemoteError, match="the client broke: RuntimeError: out of order"):
+            await asyncio.wait_for(collect(remote, request()), 10)
+        monkeypatch.undo()
+        await collect(remote, request())
+
+
+async def test_a_reason_that_is_none_is_the_protocols_error() -> None:
+    async with serving() as server, client(server.url) as remote:
+        speaking = asyncio.ensure_future(collect(remote, request(LONG)))
+        await until(lambda: bool(remote._streams))
+        finished = wire.Finished(
+            stream=next(iter(remote._streams)), seq=0, reason="bored", frames=0, error=None, timings={}
+        )
+        with pytest.raises(ProtocolError, match="'bored'"):
+            remote._receive(wire.dump(finished))
+        await speaking
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_new_calls_leave_a_server_that_is_shutting_down(told: bool) -> None:
+    first, second = FakeSynthesizer(), FakeSynthesizer()
+    async with serving(first) as a, serving(second) as b:
+        if not told:
+            a.hub.draining = True
+        async with client([a.url, b.url]) as remote:
+            if told:
+                await collect(remote, request(session="old"))
+                draining = asyncio.ensure_future(a.drain())
+                await until(lambda: a.hub.draining)
+                await asyncio.wait_for(draining, 10)
+                await until(lambda: remote.url == b.url and remote.connected)  # with nobody speaking, at once
+            for number in range(3):
+                await collect(remote, request(session=f"new {number}"))
+    assert len(first.requests) == int(told)
+    assert len(second.requests) == 3
+
+
+async def test_two_servers_that_shut_down_refuse_and_do_not_take_turns() -> None:
+    async with serving() as a, serving() as b:
+        a.hub.draining = b.hub.draining = True
+        async with client([a.url, b.url]) as remote:
+            with pytest.raises(EngineBusyError, match="shutting down"):
+                await collect(remote, request())
+            assert remote.reconnections <= 2
+
+
+async def test_codes_that_cannot_be_sent_decoded_are_refused_here() -> None:
+    engine = FakeSynthesizer()
+    async with serving(engine) as server, client(server.url) as remote:
+        with pytest.raises(RefusedError, match="200 s of codes"):
+            await remote.decode(engine.codes_for("x", 5000))
+        with pytest.raises(ProtocolError):
+            await remote.decode(np.zeros((3, 5), np.int16))
+        assert len(await remote.decode(engine.codes_for("x", 4000))) == 4000 * 960
+        assert remote.reconnections == 0

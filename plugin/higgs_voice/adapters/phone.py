@@ -13,6 +13,8 @@ the provider's ``clear`` found the line. `PhoneBand` makes the voice fit for the
 from __future__ import annotations
 
 import asyncio
+import binascii
+import contextlib
 import json
 import time
 from collections import deque
@@ -155,6 +157,12 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
     return cast(dict[str, Any], message) if isinstance(message, dict) else {}
 
 
+def _part(message: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object in a message; empty where there is none."""
+    part = message.get(name)
+    return cast(dict[str, Any], part) if isinstance(part, dict) else {}
+
+
 # The providers' protocols, with marks
 
 
@@ -186,7 +194,7 @@ class _WithMarks(FrameSerializer):
         return json.dumps({"event": self.mark_out, self.id_key: self.stream, "mark": {"name": name}})
 
     def _name_of(self, message: dict[str, Any]) -> str:
-        return str((message.get("mark") or {}).get("name", ""))
+        return str(_part(message, "mark").get("name", ""))
 
     def adopt(self, stream_id: str) -> None:
         """The call goes on in another stream."""
@@ -213,16 +221,20 @@ class _WithMarks(FrameSerializer):
         elif self.deaf:
             return None
         elif event == "media":
-            if (message.get("media") or {}).get("track", "inbound") not in ("inbound", "inbound_track"):
-                return None  # the agent's own voice
+            media = _part(message, "media")
+            if media.get("track", "inbound") not in ("inbound", "inbound_track") or not isinstance(
+                media.get("payload"), str
+            ):
+                return None  # the agent's own voice, or nothing
             self.events.media()
-            return await super().deserialize(data)
+            with contextlib.suppress(binascii.Error):
+                return await super().deserialize(data)
         elif event == "dtmf":
             return await super().deserialize(data)
         return None
 
     async def _second_start(self, message: dict[str, Any]) -> None:
-        start: dict[str, Any] = message.get("start") or {}
+        start = _part(message, "start")
         stream = str(start.get(self.id_key) or message.get(self.id_key) or "")
         call = str(start.get(self.call_key) or "")
         if call and call != self.call_id:

@@ -41,13 +41,23 @@ from ..conversation.synthesizer import (
     SpeechEvent,
 )
 from ..conversation.voice import Voice
-from ..errors import ConnectionLostError, EngineClosedError, HiggsVoiceError, ProtocolError, RefusedError, SettingsError
+from ..errors import (
+    ConnectionLostError,
+    EngineClosedError,
+    HiggsVoiceError,
+    ProtocolError,
+    RefusedError,
+    RemoteError,
+    SettingsError,
+)
 
 log = logging.getLogger("higgs_voice.remote")
 
 _RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Waits between attempts to connect; the last one repeats."""
 _MAX_MESSAGE = 16 * 2**20
+_MOST_ROUNDS = 5
+"""A server that lacks a part of the context as often as this will never have it."""
 _FrameT = TypeVar("_FrameT", wire.CodesFrame, wire.SoundFrame, wire.VoiceFrame)
 
 
@@ -72,6 +82,8 @@ class _Stream:
     """Samples that the server knows to be taken."""
     codes: list[Codes] = field(default_factory=list[Codes])
     frames: int = 0
+    rounds: int = 0
+    """How often this line was asked for it."""
     again: int = 0
     """Frames that the server has sent again since the chunk was asked again."""
 
@@ -113,7 +125,7 @@ class RemoteSynthesizer:
         urls = [part.strip() for item in ([url] if isinstance(url, str) else url) for part in item.split(",")]
         if not urls or not all(item.startswith(("ws://", "wss://")) for item in urls):
             raise SettingsError(f"a server is named ws://host:port or wss://host:port, not {url!r}")
-        places = [_without_token(item) for item in urls]
+        places = [_without_token(_checked(item)) for item in urls]
         self._urls = [item for item, _ in places]
         self._tokens = [own or token for _, own in places]
         self._place = 0
@@ -182,6 +194,10 @@ class RemoteSynthesizer:
     async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         if self._closed:
             raise EngineClosedError("this client is closed")
+        for name in (request.session_id, request.speech_id):
+            _check_id(name)
+        if request.session_id not in self._sessions:
+            self._move()  # a server that is shutting down takes no new sessions
         self._numbers += 1
         stream = _Stream(self._numbers, request)
         self._streams[stream.number] = stream
@@ -207,6 +223,7 @@ class RemoteSynthesizer:
 
     def prepare(self, session_id: str, context: ContextSpec) -> None:
         if not self._closed and self._ready.is_set():
+            _check_id(session_id)
             self._sessions.add(session_id)
             self._send_exchanges(context)
             self._send(wire.Prepare(session=session_id, context=self._ref(context)))
@@ -228,6 +245,11 @@ class RemoteSynthesizer:
         return answer.codes
 
     async def decode(self, codes: Codes) -> NDArray[np.float32]:
+        self._check(codes)
+        seconds = codes.shape[1] / self.info.frame_rate
+        most = (_MAX_MESSAGE - 1024) / 4 / self.info.sample_rate
+        if seconds > most:
+            raise RefusedError(f"{seconds:.0f} s of codes are more than a server sends decoded in one go, {most:.0f} s")
         return (await self._request(lambda number: wire.CodesFrame(number, codes).pack(), wire.SoundFrame)).samples
 
     async def voice(self, name: str) -> Voice:
@@ -304,6 +326,7 @@ class RemoteSynthesizer:
         if stream.ended:
             return
         stream.asked = True
+        stream.rounds += 1
         request = stream.request
         if self._max_text is not None and len(request.text) > self._max_text:
             sentence = f"the text has {len(request.text)} characters; this server takes {self._max_text} a chunk"
@@ -411,7 +434,13 @@ class RemoteSynthesizer:
 
     def _move(self) -> None:
         """Leave a server that is shutting down for another one, between two chunks."""
-        if self._leaving and len(self._urls) > 1 and not self._streams and self._line is not None:
+        if (
+            self._leaving
+            and len(self._urls) > 1
+            and not self._streams
+            and self._line is not None
+            and self._ready.is_set()
+        ):
             self._ready.clear()
             self._closing = asyncio.get_running_loop().create_task(self._line.close(1000))
 
@@ -429,6 +458,9 @@ class RemoteSynthesizer:
                 reason = str(error)
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
                 reason = str(error) or type(error).__name__
+            except Exception as error:
+                log.exception("the client broke")
+                return self._fail(RemoteError(f"the client broke: {type(error).__name__}: {error}"))
             else:
                 since, timeout_s, attempt, reason = self._clock(), self._grace_s, 0, "the line broke"
                 if self._leaving and len(self._urls) > 1:
@@ -491,9 +523,10 @@ class RemoteSynthesizer:
                 async for data in line:
                     self._receive(data)
             except ConnectionClosed as closed:
-                code = closed.rcvd.code if closed.rcvd is not None else 1006
+                end = closed.rcvd or closed.sent
+                code = end.code if end is not None else 1006
                 if code in wire.FINAL_CODES or code == 1009:
-                    said = closed.rcvd.reason if closed.rcvd is not None else ""
+                    said = end.reason if end is not None else ""
                     raise RefusedError(f"the server closed the line: {said or code}") from closed
             finally:
                 self._ready.clear()
@@ -514,9 +547,10 @@ class RemoteSynthesizer:
             self._known.clear()
         self._info, self._server, self._max_text = info, welcome.server, welcome.max_text
         self._outbox.clear()
-        self._leaving = False
+        self._leaving = welcome.draining
         self._ready.set()
         for stream in list(self._streams.values()):
+            stream.rounds = 0
             if stream.number not in welcome.streams:
                 self._ask(stream)
             else:  # what was acknowledged on the old line may not have arrived
@@ -543,6 +577,10 @@ class RemoteSynthesizer:
             case wire.Finished() as message:
                 if (stream := self._streams.get(message.stream)) is not None and not stream.ended:
                     error = _error(message.error) if message.error is not None else None
+                    if message.reason not in set(FinishReason):
+                        raise ProtocolError(
+                            f"the server ended a chunk for {message.reason!r}, which is no reason of the protocol"
+                        )
                     event = FinishedEvent(
                         FinishReason(message.reason),
                         message.frames,
@@ -562,10 +600,16 @@ class RemoteSynthesizer:
             case wire.Unknown() as message:
                 self._known.difference_update(message.missing)
                 if message.stream is not None and (stream := self._streams.get(message.stream)) is not None:
-                    self._ask(stream)
+                    if stream.rounds < _MOST_ROUNDS:
+                        self._ask(stream)
+                    else:
+                        stream.end(
+                            RefusedError("the server forgets this context as it comes: its max_store_mb is too small")
+                        )
             case wire.Draining():
                 self._leaving = True
                 log.info("the server at %s is shutting down", self.url)
+                self._move()
             case message:
                 raise ProtocolError(f"the server sent {message.type!r} where none belongs")
 
@@ -635,6 +679,17 @@ class RemoteSynthesizer:
             _reject(future, error)
 
 
+def _checked(url: str) -> str:
+    """A server's URL as it is. Errors: `SettingsError`."""
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0:
+            return url
+    except ValueError:
+        pass
+    raise SettingsError(f"a server is named ws://host:port or wss://host:port, not {url!r}")
+
+
 def _without_token(url: str) -> tuple[str, str | None]:
     parts = urlsplit(url)
     if "@" not in parts.netloc:
@@ -666,6 +721,11 @@ def _refusal(error: InvalidStatus, url: str) -> HiggsVoiceError:
             return ProtocolError(f"what answers at {url} is not a higgs-voice server of protocol {wire.SUBPROTOCOL}")
         case _:
             return ConnectionLostError(f"the server at {url} answered {status}: {said}")
+
+
+def _check_id(name: str) -> None:
+    if not 0 < len(name) <= wire.LONGEST_NAME:
+        raise SettingsError(f"the id of a session or a speech has 1 to {wire.LONGEST_NAME} characters, not {len(name)}")
 
 
 def _plain(text: str) -> str:

@@ -58,6 +58,8 @@ log = logging.getLogger("higgs_voice.server")
 
 _HELLO_S = 5.0
 """How long a connection may take to say who it is."""
+_TRY_LATER = 1013
+"""A close code of RFC 6455's registry: the client comes again."""
 _MAX_FRAME = 8 * 2**20
 """Bytes of one websocket message: 30 s of clip are 2.9 MB."""
 _MAX_BODY = 256 * 1024
@@ -249,6 +251,9 @@ class App:
             )
             return
         await socket.accept(wire.SUBPROTOCOL)
+        if not self.ready:
+            await socket.close(_TRY_LATER, "the engine is not ready; try again")
+            return
         line = Line(socket)
         client: Client | None = None
         for_good = False
@@ -456,7 +461,13 @@ async def run(
             if on_ready is not None:
                 on_ready(server)
             await first.wait()
-            telemetry.event(log, "draining", sessions=server.hub.sessions, drain_s=settings.drain_s)
+            telemetry.event(
+                log,
+                "draining",
+                sessions=server.hub.sessions,
+                drain_s=settings.drain_s,
+                second_signal="ends at once",
+            )
             ends = {loop.create_task(server.drain()), loop.create_task(second.wait())}
             _, left = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for task in left:
@@ -486,6 +497,7 @@ def serve(
 
     folder = Path(voices) if voices is not None else None
     settings = ServerSettings(host=host, port=port, token=token, voices=folder, **limits)
+    _bind(host, port).close()  # a port that is taken is said before the engine's libraries are loaded
     engine = create_backend(model, **(engine_options or {}))
     asyncio.run(run(engine, settings, on_ready=on_ready))
 

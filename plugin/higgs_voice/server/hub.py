@@ -145,7 +145,11 @@ class Hub:
         else:
             self.metrics.resumptions.inc()
         telemetry.event(log, "client connected", client=client.prefix, again=client.expiry is not None or None)
-        client.attach(hello, connection)
+        try:
+            client.attach(hello, connection)
+        except BaseException:
+            self.end(client)
+            raise
         return client
 
     def leave(self, client: Client, connection: Connection, *, for_good: bool) -> None:
@@ -334,6 +338,9 @@ class Client:
         if missing := self._missing(*contexts):
             self.send(wire.Unknown(stream=message.stream, missing=missing))
             return None
+        if (frames := max(map(self._frames, contexts))) > (most := self.hub.engine.info.max_positions):
+            error = RefusedError(f"the context has {frames} frames; this server's engine takes {most}")
+            return self._refuse("context", error, stream=message.stream)
         request = SpeakRequest(
             session_id=f"{self.prefix}/{message.session}",
             speech_id=f"{self.prefix}/{message.stream}/{message.speech}",
@@ -343,8 +350,8 @@ class Client:
             next_context=self._context(message.next_context) if message.next_context else None,
             pcm=message.pcm,
         )
-        most = int(settings.max_window_s * self.hub.engine.info.sample_rate)
-        stream = Stream(self, message.stream, request, window=min(message.window, most))
+        window = int(settings.max_window_s * self.hub.engine.info.sample_rate)
+        stream = Stream(self, message.stream, request, window=min(message.window, window))
         self.streams[message.stream] = stream
         self._spawn(stream.run())
         return None
@@ -354,7 +361,7 @@ class Client:
             return  # a hint; what follows it is refused with its reason
         if missing := self._missing(message.context):
             self.send(wire.Unknown(stream=None, missing=missing))
-        else:
+        elif self._frames(message.context) <= self.hub.engine.info.max_positions:
             self.hub.engine.prepare(f"{self.prefix}/{message.session}", self._context(message.context))
 
     def _admit(self, session: str) -> bool:
@@ -368,9 +375,14 @@ class Client:
         return True
 
     def _close(self, session: str) -> None:
+        name = f"{self.prefix}/{session}"
+        for number, stream in list(self.streams.items()):
+            if stream.request.session_id == name:
+                stream.stop()
+                del self.streams[number]
         if session in self.sessions:
             self.sessions.remove(session)
-            self.hub.engine.close_session(f"{self.prefix}/{session}")
+            self.hub.engine.close_session(name)
 
     def _refuse(
         self, why: str, error: HiggsVoiceError, *, stream: int | None = None, request: int | None = None
@@ -394,6 +406,9 @@ class Client:
             frame = await work
         except HiggsVoiceError as error:
             self.send(wire.Failed(request=request, failure=failure(error)))
+        except Exception as error:
+            log.exception("the engine broke while it worked on a clip")
+            self.send(wire.Failed(request=request, failure=failure(_broke(error))))
         else:
             if self.connection is not None:
                 self.connection.send(frame.pack())
@@ -425,6 +440,9 @@ class Client:
     def _missing(self, *contexts: wire.ContextRef) -> tuple[str, ...]:
         names = {name: None for context in contexts for name in (*context.references, *context.exchanges)}
         return tuple(name for name in names if name not in self._store)
+
+    def _frames(self, context: wire.ContextRef) -> int:
+        return sum(self._store[name].frames for name in (*context.references, *context.exchanges))
 
     def _context(self, context: wire.ContextRef) -> ContextSpec:
         for name in (*context.references, *context.exchanges):
@@ -494,12 +512,17 @@ class Stream:
 
     async def run(self) -> None:
         """Take the engine's events and send them, as fast as the window allows."""
-        engine, metrics = self.client.hub.engine, self.client.hub.metrics
-        events = engine.speak(self.request)
+        client, metrics = self.client, self.client.hub.metrics
+        engine, name = client.hub.engine, self.request.session_id
         try:
-            async with aclosing(events):
+            if self._stopped:  # before the engine had heard of it
+                metrics.chunks.labels(FinishReason.STOPPED.value).inc()
+                return
+            async with aclosing(engine.speak(self.request)) as events:
                 async for event in events:
                     if isinstance(event, AudioEvent):
+                        if self._stopped:  # perhaps before the engine could know what was meant
+                            engine.stop(self.request.speech_id)
                         await self._audio(event)
                     else:
                         self._finish(event)
@@ -509,13 +532,16 @@ class Stream:
             self._note(None, error)
         except Exception as error:
             log.exception("the engine broke while it spoke a chunk")
-            self._fail(EngineDiedError(f"the engine broke: {type(error).__name__}: {error}"))
+            self._fail(_broke(error))
             metrics.chunks.labels("error").inc()
         finally:
             self.running = False
-            self.client.hub.note_activity()
+            client.hub.note_activity()
             if self._stopped:
-                self.client.streams.pop(self.number, None)
+                if client.streams.get(self.number) is self:
+                    del client.streams[self.number]
+                if name.partition("/")[2] not in client.sessions:
+                    engine.close_session(name)  # it may have begun after its session was closed
 
     async def _audio(self, event: AudioEvent) -> None:
         if self._stopped:
@@ -590,6 +616,10 @@ class Stream:
         self._seq += 1
         if self.client.connection is not None:
             self.client.connection.send(data)
+
+
+def _broke(error: Exception) -> EngineDiedError:
+    return EngineDiedError(f"the engine broke: {type(error).__name__}: {error}")
 
 
 def failure(error: BaseException) -> wire.Failure:

@@ -1,0 +1,167 @@
+"""Stops, closed sessions and breaks that come at the worst moment: nothing of them stays in the server or in the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from higgs_voice import Reference, Voice, VoiceSession, wire
+from higgs_voice.backends.fake import FakeSynthesizer
+from higgs_voice.backends.remote import RemoteSynthesizer
+from higgs_voice.config import Sampling
+from higgs_voice.conversation.synthesizer import ContextSpec, Exchange, SpeakRequest, SpeechEvent
+from higgs_voice.errors import EngineDiedError, RefusedError
+from higgs_voice.server.app import Server, ServerSettings
+from tests.backends.conformance import LONG, collect, request
+from tests.server.proxy import until
+from tests.server.test_app import line, serving
+
+
+class Sessions(FakeSynthesizer):
+    """Knows which sessions are open, and hears of a chunk `late` turns of the loop after it was asked."""
+
+    def __init__(self, late: int = 0, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self.open: set[str] = set()
+        self._late = late
+
+    async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
+        for _ in range(self._late):
+            await asyncio.sleep(0)
+        self.open.add(request.session_id)
+        async for event in super().speak(request):
+            yield event
+
+    def close_session(self, session_id: str) -> None:
+        super().close_session(session_id)
+        self.open.discard(session_id)
+
+
+def speak(stream: int, session: str = "s", *, text: str = LONG, window: int = 10**9) -> str:
+    context = wire.ContextRef(
+        system=None, scene=None, speakers=(), references=(), references_in_scene=False, exchanges=()
+    )
+    return wire.dump(
+        wire.Speak(
+            stream=stream,
+            session=session,
+            speech=f"speech {stream}",
+            context=context,
+            text=text,
+            sampling=Sampling(seed=1),
+            window=window,
+        )
+    )
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_a_stop_right_behind_its_chunk_is_not_lost(turns: int) -> None:
+    engine = Sessions(late=5)
+    async with serving(engine) as server, line(server):
+        (client,) = server.hub.clients.values()
+        client.receive(wire.parse_client(speak(1)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        client.receive(wire.Stop(stream=1))
+        await until(lambda: not client.tasks)
+        assert engine.steps <= 5  # one event of sound, from which the engine is told again
+        assert turns or not engine.requests
+        assert not client.streams
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_a_session_closed_right_behind_its_chunk_does_not_stay_in_the_engine(turns: int) -> None:
+    engine = Sessions(late=5)
+    async with serving(engine) as server, line(server):
+        (client,) = server.hub.clients.values()
+        client.receive(wire.parse_client(speak(1)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        client.receive(wire.CloseSession(session="s"))
+        await until(lambda: not client.tasks)
+        assert not engine.open
+        assert engine.steps <= 5
+        assert not client.streams
+        assert server.hub.sessions == 0
+
+
+async def test_closing_a_session_ends_a_stream_that_waits_for_its_listener() -> None:
+    async with serving() as server, line(server) as socket:
+        await socket.send(speak(1, window=4800))
+        await until(lambda: server.hub.streams == 1)
+        await asyncio.sleep(0.05)
+        assert server.hub.streams == 1  # the window is full
+        await socket.send(wire.dump(wire.CloseSession(session="s")))
+        await until(lambda: server.hub.streams == 0)
+        (client,) = server.hub.clients.values()
+        await until(lambda: len(client.tasks) == 0)
+
+
+async def test_a_clip_that_breaks_the_engine_is_answered() -> None:
+    class Broken(FakeSynthesizer):
+        async def encode(self, pcm: np.ndarray) -> np.ndarray:
+            raise RuntimeError("the device is on fire")
+
+    async with serving(Broken()) as server:
+        client = RemoteSynthesizer(server.url)
+        voice = Voice(references=(Reference("Hi.", np.full(24000, 0.1, np.float32)),))
+        with pytest.raises(EngineDiedError, match="RuntimeError: the device is on fire"):
+            await VoiceSession(client, voice=voice).start()
+        await collect(client, request())
+        await client.aclose()
+
+
+async def test_who_comes_while_the_engine_loads_comes_again_and_leaves_nothing() -> None:
+    loaded = asyncio.Event()
+
+    class Slow(FakeSynthesizer):
+        async def start(self) -> None:
+            await loaded.wait()
+
+    server = Server(Slow(), ServerSettings(port=0, max_connections=1))
+    starting = asyncio.ensure_future(server.start())
+    await asyncio.sleep(0)
+    with pytest.raises(ConnectionClosed, match="not ready"):
+        async with line(server):
+            pass
+    assert not server.hub.clients
+    client = RemoteSynthesizer(server.url, connect_timeout_s=20)
+    joining = asyncio.ensure_future(client.start())
+    await asyncio.sleep(0.1)
+    assert not joining.done()
+    loaded.set()
+    await asyncio.gather(starting, joining)
+    assert len(server.hub.clients) == 1
+    await client.aclose()
+    await server.aclose()
+
+
+async def test_a_context_that_the_engine_cannot_hold_is_refused() -> None:
+    engine = FakeSynthesizer(max_positions=100)
+    exchange = Exchange("Said before.", engine.codes_for("x", 60))
+    full = ContextSpec(exchanges=(exchange, exchange))
+    async with serving(engine) as server:
+        client = RemoteSynthesizer(server.url)
+        await client.start()
+        with pytest.raises(RefusedError, match="120 frames; this server's engine takes 100"):
+            await collect(client, request(context=full))
+        client.prepare("s", full)
+        await collect(client, request(context=replace(full, exchanges=(exchange,))))
+        assert not engine.prepared
+        await client.aclose()
+
+
+async def test_a_store_too_small_for_one_context_is_said() -> None:
+    engine = FakeSynthesizer()
+    context = ContextSpec(exchanges=tuple(Exchange(f"Number {n}.", engine.codes_for(str(n), 100)) for n in range(3)))
+    async with serving(engine, max_store_mb=0.002) as server:
+        client = RemoteSynthesizer(server.url)
+        with pytest.raises(RefusedError, match="max_store_mb"):
+            await collect(client, request(context=context))
+        await collect(client, request())
+        await client.aclose()
