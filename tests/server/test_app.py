@@ -50,6 +50,12 @@ def test_other_hosts_need_a_token() -> None:
     with pytest.raises(SettingsError, match="token"):
         ServerSettings(host="0.0.0.0")
     assert ServerSettings(host="0.0.0.0", token="long enough").token
+    with pytest.raises(
+        SettingsError, match=r"^ServerSettings: host '0.0.0.0' is reached .* HIGGS_VOICE_TOKEN\), or use 127.0.0.1$"
+    ):
+        ServerSettings(host="0.0.0.0")
+    with pytest.raises(SettingsError, match=r"^ServerSettings.token: String should have at least 8 characters$"):
+        ServerSettings(token="sec-1")
     assert "long enough" not in repr(ServerSettings(token="long enough"))
     assert ServerSettings().host == "127.0.0.1"
 

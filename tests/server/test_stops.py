@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
@@ -16,10 +18,11 @@ from higgs_voice.backends.remote import RemoteSynthesizer
 from higgs_voice.config import Sampling
 from higgs_voice.conversation.synthesizer import ContextSpec, Exchange, SpeakRequest, SpeechEvent
 from higgs_voice.errors import EngineDiedError, RefusedError
-from higgs_voice.server.app import Server, ServerSettings
+from higgs_voice.server import hub as hub_module
+from higgs_voice.server.app import Server, ServerSettings, run
 from tests.backends.conformance import LONG, collect, request
 from tests.server.proxy import until
-from tests.server.test_app import line, serving
+from tests.server.test_app import http, line, serving
 
 
 class Sessions(FakeSynthesizer):
@@ -165,3 +168,43 @@ async def test_a_store_too_small_for_one_context_is_said() -> None:
             await collect(client, request(context=context))
         await collect(client, request())
         await client.aclose()
+
+
+async def test_an_engine_that_has_failed_is_not_ready_and_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mortal(FakeSynthesizer):
+        failure: EngineDiedError | None = None
+
+    monkeypatch.setattr(hub_module, "_LOOK_S", 0.01)
+    engine = Mortal()
+    ready: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+    serving = asyncio.ensure_future(run(engine, ServerSettings(port=0), on_ready=ready.set_result))
+    server = await ready
+    async with http(server) as web:
+        assert (await web.get("/readyz")).status_code == 200
+        monkeypatch.setattr(hub_module, "_LOOK_S", 1000)
+        await asyncio.sleep(0.05)
+        engine.failure = EngineDiedError("the engine's worker failed: it is dead")
+        assert (await web.get("/readyz")).status_code == 503
+        assert (await web.get("/v1/load")).json()["load"] == 1.0
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+    monkeypatch.setattr(hub_module, "_LOOK_S", 0.01)
+    with pytest.raises(EngineDiedError, match="it is dead"):
+        await asyncio.wait_for(run(engine, ServerSettings(port=0)), 10)
+
+
+async def test_a_signal_while_the_engine_loads_ends_the_server() -> None:
+    class Slow(FakeSynthesizer):
+        closed = False
+
+        async def start(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    engine = Slow()
+    await asyncio.wait_for(run(engine, ServerSettings(port=0)), 10)
+    assert engine.closed

@@ -15,7 +15,7 @@ import hmac
 import logging
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ class App:
         return {"status": "ok", "version": __version__}
 
     async def readyz(self) -> Response:
-        ready = self.ready and not self.hub.draining
+        ready = self.ready and not self.hub.draining and self.hub.failure is None
         return JSONResponse({"ready": ready, "draining": self.hub.draining}, 200 if ready else 503)
 
     async def load(self) -> dict[str, float]:
@@ -446,7 +446,10 @@ def _bind(host: str, port: int) -> socket.socket:
 async def run(
     engine: Synthesizer, settings: ServerSettings, *, on_ready: Callable[[Server], None] | None = None
 ) -> None:
-    """Serve until SIGINT or SIGTERM: the first one drains, the second one ends at once."""
+    """Serve until SIGINT or SIGTERM: the first one drains, or ends an engine that is still loading, the second one ends at once.
+
+    Errors: those of `Server.start`; `EngineDiedError` once the engine speaks nothing more.
+    """
     loop = asyncio.get_running_loop()
     first, second = asyncio.Event(), asyncio.Event()
 
@@ -457,10 +460,18 @@ async def run(
         loop.add_signal_handler(number, on_signal)
     server = Server(engine, settings)
     try:
-        async with server:
+        starting = loop.create_task(server.start())
+        await _either(starting, first.wait())
+        if starting.cancelled():
+            telemetry.event(log, "stopped", reason="a signal came while the engine was loading")
+            return
+        starting.result()
+        try:
             if on_ready is not None:
                 on_ready(server)
-            await first.wait()
+            await _either(first.wait(), server.hub.failed())
+            if not first.is_set() and server.hub.failure is not None:
+                raise server.hub.failure  # whoever supervises this process starts another one
             telemetry.event(
                 log,
                 "draining",
@@ -468,14 +479,25 @@ async def run(
                 drain_s=settings.drain_s,
                 second_signal="ends at once",
             )
-            ends = {loop.create_task(server.drain()), loop.create_task(second.wait())}
-            _, left = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for task in left:
-                task.cancel()
+            await _either(server.drain(), second.wait())
+        finally:
+            await server.aclose()
     finally:
         await engine.aclose()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+async def _either(*works: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
+    """Wait until one of them ends; the others are cancelled."""
+    tasks = {asyncio.ensure_future(work) for work in works}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left = [task for task in tasks if not task.done()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 def serve(

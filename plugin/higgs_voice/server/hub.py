@@ -34,6 +34,8 @@ _LATE_S = 0.02
 """Audio that leaves this much later than a listener needed it is an underrun."""
 _QUIET_S = 0.5
 """A drain ends once nothing has been spoken for this long: a turn's next chunk comes within it."""
+_LOOK_S = 1.0
+"""How often it is looked whether the engine has failed."""
 _MAX_PENDING = 16
 """Clips that one client may have in work at once."""
 
@@ -101,13 +103,23 @@ class Hub:
 
     @property
     def load(self) -> float:
-        """0 … 1; a draining server is full."""
-        if self.draining:
+        """0 … 1; a draining server is full, and one whose engine has failed."""
+        if self.draining or self.failure is not None:
             return 1.0
         settings = self.settings
         busy = (self.streams + self.http_streams) / settings.max_streams
         most = min(settings.max_sessions, self.room or settings.max_sessions)
         return min(1.0, max(busy, (self.sessions + self.http_streams) / most))
+
+    @property
+    def failure(self) -> HiggsVoiceError | None:
+        """Why the engine speaks nothing more; None while it does."""
+        return getattr(self.engine, "failure", None)
+
+    async def failed(self) -> None:
+        """Returns when the engine has failed for good."""
+        while self.failure is None:  # noqa: ASYNC110 - an engine has a property, and no event
+            await asyncio.sleep(_LOOK_S)
 
     @property
     def room(self) -> int | None:

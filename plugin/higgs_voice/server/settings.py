@@ -58,8 +58,8 @@ class ServerSettings(Settings):
     def _guarded(self) -> Self:
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
-                f"host {self.host!r} is reached from other machines, so a token is needed: set one of 8 characters or more, "
-                "or use 127.0.0.1"
+                f"host {self.host!r} is reached from other machines, so a token is needed: set one of 8 characters or more "
+                "(--token, or the environment's HIGGS_VOICE_TOKEN), or use 127.0.0.1"
             )
         return self
 
