@@ -109,12 +109,61 @@ def test_a_cut_between_turns_by_a_turn_that_nobody_heard_is_taken_back() -> None
     assert texts(context.state_at_turn()) == "c"
 
 
+def test_what_is_settled_behind_an_open_entry_leaves_that_one_open() -> None:
+    context = RollingContext(Window.last_n(None), pin=False)
+    first, second = Entry("turn 1", exchange("a")), Entry("turn 2", exchange("b"))
+    for entry in (first, second):
+        context.begin(entry)
+    second.exchange = None
+    context.settle(second)
+    assert texts(context.state()) == "a"
+    first.exchange = exchange("A", 1.0)
+    context.settle(first)
+    assert texts(context.state()) == "A"
+    assert not context.entries
+
+
+WINDOWS = st.one_of(
+    st.integers(1, 5).map(Window.last_n),
+    st.just(Window.last_n(3, pin_first=True)),
+    st.just(Window.seconds(4, 8)),
+)
+
+
 @given(
-    window=st.one_of(
-        st.integers(1, 5).map(Window.last_n),
-        st.just(Window.last_n(3, pin_first=True)),
-        st.just(Window.seconds(4, 8)),
-    ),
+    window=WINDOWS,
+    said=st.lists(st.tuples(st.floats(0.2, 4.0), st.sampled_from([0.0, 0.5, 1.0]), st.booleans()), max_size=8),
+    data=st.data(),
+)
+def test_the_order_in_which_entries_are_settled_makes_no_difference(
+    window: Window, said: list[tuple[float, float, bool]], data: st.DataObject
+) -> None:
+    def run(order: list[int]) -> RollingContext:
+        context = RollingContext(window, pin=True)
+        entries: list[Entry] = []
+        turn = 0
+        for place, (seconds, _, begins) in enumerate(said):
+            turn += begins
+            entries.append(Entry(str(turn), exchange(f"[{place}]", seconds)))
+            context.begin(entries[-1])
+        for place in order:
+            seconds, share, _ = said[place]
+            heard = exchange(f"[{place} heard]", seconds * share) if share else None
+            others = [item.exchange for item in entries if item is not entries[place]]
+            entries[place].exchange = heard
+            before = texts(context.state())
+            context.settle(entries[place])
+            assert texts(context.state()) == before  # settling says that it is final, and changes nothing else
+            assert [item.exchange for item in entries if item is not entries[place]] == others
+        assert not context.entries
+        return context
+
+    order = data.draw(st.permutations(range(len(said))))
+    assert texts(run(order).state_at_turn()) == texts(run(sorted(order)).state_at_turn())
+
+
+@given(
+    window=WINDOWS,
     said=st.lists(st.tuples(st.floats(0.2, 4.0), st.booleans()), max_size=12),
     unheard=st.lists(st.tuples(st.floats(0.2, 4.0), st.booleans()), max_size=4),
 )

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from higgs_voice import PcmChunk, Reference, Sampling, SessionSettings, Voice, VoiceSession, Window, Word
 from higgs_voice.backends.fake import FakeSynthesizer
-from higgs_voice.conversation.speech import ChunkReport, Speech, SpeechOut
-from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
+from higgs_voice.conversation.context import Entry
+from higgs_voice.conversation.session import MAX_BEHIND
+from higgs_voice.conversation.speech import ChunkRecord, ChunkReport, Speech, SpeechOut
+from higgs_voice.conversation.synthesizer import (
+    AudioEvent,
+    Codes,
+    FinishedEvent,
+    FinishReason,
+    SpeakRequest,
+    SpeechEvent,
+)
 from higgs_voice.errors import EngineClosedError, EngineDiedError, NoAudioError, SettingsError
 
 
@@ -253,6 +265,163 @@ async def test_a_late_settle_still_corrects_what_comes_after() -> None:
         assert session.stats.provisional == 0
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+async def test_speeches_may_be_settled_in_any_order(order: tuple[int, ...]) -> None:
+    async with session_of(FakeSynthesizer()) as session:
+        session.by_clock = False
+        speeches: list[Speech] = []
+        for text in ("one two three four five six seven.", "Nobody heard this one.", "And this was heard."):
+            speeches.append(session.speak(text))
+            await take(speeches[-1])
+        for place in order:
+            session.settle(speeches[place].id, (1.0, 0.0, math.inf)[place])
+        first, last = session.exchanges
+        assert (first.frames, last.text) == (25, "And this was heard.")
+        assert session.stats.provisional == 0
+
+
+async def test_progress_of_a_later_speech_does_not_keep_what_was_not_heard_of_an_earlier_one() -> None:
+    async with session_of(FakeSynthesizer()) as session:
+        session.by_clock = False
+        first, second = session.speak("one two three four five six seven."), session.speak("And this was heard.")
+        await take(first)
+        await take(second)
+        session.heard(second.id, math.inf)
+        assert session.stats.provisional == 1
+        session.settle(first.id, 1.0)
+        assert [item.frames for item in session.exchanges][:1] == [25]
+
+
+async def test_a_chunk_between_two_settles_is_spoken_in_what_is_known_by_then() -> None:
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        session.by_clock = False
+        first, second = session.speak("one two three four five six seven."), session.speak("Nobody heard this one.")
+        await take(first)
+        await take(second)
+        session.settle(second.id, 0.0)
+        await take(session.speak("In between."))
+        assert [item.text for item in engine.requests[-1].context.exchanges] == ["one two three four five six seven."]
+        session.settle(first.id, 1.0)
+        await take(session.speak("And behind."))
+        kept = engine.requests[-1].context.exchanges
+        assert [item.frames for item in kept] == [25, session.exchanges[1].frames]
+        assert kept[1].text == "In between."
+
+
+async def test_a_speech_that_nobody_takes_and_nobody_settles_does_not_hold_up_the_rest() -> None:
+    async with session_of(FakeSynthesizer()) as session:
+        session.by_clock = False
+        forgotten = session.speak("Nobody has taken this.")
+        while not forgotten.finished:
+            await asyncio.sleep(0)
+        for number in range(MAX_BEHIND + 1):
+            assert session.stats.provisional == 1
+            speech = session.speak(f"Sentence number {number}.")
+            await take(speech)
+            session.settle(speech.id, math.inf)
+        assert session.stats.provisional == 0
+        assert not session._context.entries
+        assert not session._speeches
+        assert "Nobody" not in session.context_text
+
+
+class LooksAhead(FakeSynthesizer):
+    """Sends 30 frames of codes with the sound of the first 20, as a codec does, and breaks off."""
+
+    def __init__(self, ending: str) -> None:
+        super().__init__()
+        self.ending = ending
+
+    async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
+        if "breaks" not in request.text:
+            async for event in super().speak(request):
+                yield event
+            return
+        codes = self.codes_for(request.text, 30)
+        yield AudioEvent((self.sound_of(codes[:, :20]) * 32767).astype("<i2").tobytes(), 0, codes)
+        if self.ending == "error":
+            raise EngineDiedError("the worker failed")
+        if self.ending == "stall":
+            await asyncio.get_running_loop().create_future()
+        yield FinishedEvent(FinishReason.STOPPED, 30)
+
+
+async def broken(session: VoiceSession, text: str) -> tuple[Speech, float]:
+    """A speech that breaks off, and the seconds that it gave out."""
+    speech = session.speak(text)
+    given: list[float] = []
+
+    async def listen() -> None:
+        async for item in speech.audio():
+            given.append(item.duration_s)
+
+    listening = asyncio.create_task(listen())
+    for _ in range(200):
+        await asyncio.sleep(0)
+    if not speech.finished:
+        speech.stop()
+    with contextlib.suppress(EngineDiedError):
+        await listening
+    return speech, sum(given)
+
+
+@pytest.mark.parametrize("ending", ["error", "stall", "stopped"])
+@pytest.mark.parametrize(
+    "joined",
+    [{}, {"pauses": None, "crossfade": False}, {"speech_rate": 1.25}],
+    ids=["joined", "plain", "faster"],
+)
+async def test_of_a_chunk_that_breaks_off_only_codes_that_became_sound_are_kept(
+    ending: str, joined: dict[str, object]
+) -> None:
+    async with session_of(LooksAhead(ending), **joined) as session:
+        speech, given_s = await broken(session, "one two three four five six and it breaks off here.")
+        made_s = speech.records[0].places.made_s(given_s)
+        assert 0.7 < made_s < 0.8 + 1e-6
+        session.settle(speech.id, math.inf)
+        (kept,) = session.exchanges
+        assert kept.frames == int(made_s * 25 + 1e-6)
+        assert kept.text.startswith("one two")
+        assert "here" not in kept.text
+
+
+@pytest.mark.parametrize("before", range(0, 100, 7))
+def test_all_that_a_chunk_gave_out_is_kept_to_the_frame_wherever_it_begins(before: int) -> None:
+    word = Word("one", before / 25, before / 25 + 0.5, 0, 0, 3, 3)
+    record = ChunkRecord(Entry("speech", None), "one", before / 25, 8, samples=20 * 960, words=[word])
+    record.codes.append(np.zeros((8, 30), np.int16))
+    kept = record.heard_exchange(math.inf, None)
+    assert kept is not None
+    assert kept.frames == 20
+
+
+async def test_before_it_is_settled_a_chunk_that_breaks_off_is_its_sound_too() -> None:
+    async with session_of(LooksAhead("stopped")) as session:
+        speech, _ = await broken(session, "one two three four five six and it breaks off here.")
+        assert [item.frames for item in session.exchanges] == [19]
+        assert session.context_text == "one two three"
+        assert not speech.complete
+
+
+@pytest.mark.parametrize("by_clock", [False, True])
+async def test_a_speech_that_fails_keeps_what_it_gave_out_and_is_not_complete(by_clock: bool) -> None:
+    clock = Clock()
+    async with session_of(LooksAhead("error"), clock=clock) as session:
+        speech, given_s = await broken(session, "This much was said. Then it breaks off in the middle.")
+        assert not speech.complete
+        assert speech.finished
+        if by_clock:
+            clock.now += given_s
+        else:
+            session.settle(speech.id, given_s)
+        await take(session.speak("It goes on."))
+        first, second, third = session.exchanges
+        assert (first.text, third.text) == ("This much was said.", "It goes on.")
+        assert second.text.startswith("Then it")
+        assert 15 <= second.frames <= 20
+
+
 async def test_words_come_in_order_inside_their_chunks_and_lose_nothing() -> None:
     engine = FakeSynthesizer()
     async with session_of(engine) as session:
@@ -441,6 +610,107 @@ async def test_close_leaves_no_task_and_says_so_afterwards() -> None:
     assert await busy.collect() == b""
     with pytest.raises(EngineClosedError, match="closed"):
         session.speak("Too late.")
+
+
+class SlowClips(FakeSynthesizer):
+    """Encodes a clip when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoding = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def encode(self, pcm: NDArray[np.float32]) -> Codes:
+        self.encoding.set()
+        await self.go_on.wait()
+        return await super().encode(pcm)
+
+
+def clip() -> Voice:
+    return Voice.create(references=Reference.from_array(np.full(24000, 0.1, np.float32), 24000, "What it says."))
+
+
+async def test_a_voice_that_comes_when_the_session_is_closed_does_not_reach_the_engine() -> None:
+    engine = SlowClips()
+    session = session_of(engine)
+    await session.start()
+    changing = asyncio.create_task(session.update(voice=clip()))
+    await engine.encoding.wait()
+    await session.aclose()
+    prepared = len(engine.prepared)
+    engine.go_on.set()
+    with pytest.raises(EngineClosedError, match="closed"):
+        await changing
+    for change in ({"voice": Voice.create(speakers="warm")}, {"sampling": Sampling(seed=1)}):
+        with pytest.raises(EngineClosedError, match="closed"):
+            await session.update(**change)
+    assert len(engine.prepared) == prepared
+
+
+async def test_a_voice_that_waits_for_the_next_speech_goes_with_the_session() -> None:
+    engine = FakeSynthesizer()
+    session = session_of(engine)
+    await session.start()
+    session.speak()  # is still being written
+    await session.update(voice=Voice.create(speakers="warm"))
+    await session.aclose()
+    prepared = len(engine.prepared)
+    with pytest.raises(EngineClosedError, match="closed"):
+        session.apply_pending()
+    assert len(engine.prepared) == prepared
+
+
+async def test_a_session_that_is_closed_while_it_starts_does_not_reach_the_engine() -> None:
+    engine = SlowClips()
+    session = VoiceSession(engine, voice=clip(), clock=Clock())
+    starting = asyncio.create_task(session.start())
+    await engine.encoding.wait()
+    await session.aclose()
+    engine.go_on.set()
+    with pytest.raises(EngineClosedError, match="closed"):
+        await starting
+    assert not engine.prepared
+
+
+async def test_a_session_that_was_closed_does_not_start_again() -> None:
+    session = session_of(FakeSynthesizer())
+    await session.start()
+    await session.aclose()
+    with pytest.raises(EngineClosedError, match="closed"):
+        await session.start()
+
+
+async def test_what_is_settled_while_it_closes_does_not_reach_the_engine() -> None:
+    engine = FakeSynthesizer()
+    session = session_of(engine)
+    await session.start()
+    speech = session.speak("One two three.")
+    await take(speech)
+    closing = asyncio.create_task(session.aclose())
+    while not session._closed:
+        await asyncio.sleep(0)
+    prepared = len(engine.prepared)
+    session.settle(speech.id, 0.0)
+    await closing
+    assert len(engine.prepared) == prepared
+
+
+async def test_a_position_that_is_no_number_is_refused_and_changes_nothing() -> None:
+    async with session_of(FakeSynthesizer()) as session:
+        speech = session.speak("One two three.")
+        await take(speech)
+        for say in (session.heard, session.settle):
+            with pytest.raises(SettingsError, match=r"a number of seconds \(got nan\)"):
+                say(speech.id, math.nan)
+        with pytest.raises(SettingsError, match="a number of seconds"):
+            session.snapshot({speech.id: math.nan})
+        assert session.stats.provisional == 1
+        session.settle(speech.id, math.inf)
+        assert session.context_text == "One two three."
+        unheard = session.speak("Four five six.")
+        await take(unheard)
+        session.settle(unheard.id, -math.inf)
+        assert session.context_text == "One two three."
 
 
 async def test_two_hundred_interrupted_turns_leave_nothing_behind() -> None:

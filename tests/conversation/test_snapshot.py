@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -185,6 +186,33 @@ async def test_of_several_speeches_it_holds_what_each_has_played() -> None:
         assert held(there) == held(session)
         assert session.context_text.startswith("This was")
         assert "all of it" not in session.context_text
+
+
+async def test_what_is_settled_behind_a_speech_that_plays_is_final_and_that_one_is_not() -> None:
+    engine, clock = FakeSynthesizer(), Clock()
+    async with session_of(engine, clock) as session:
+        first = session.speak("one two three four five six seven eight.")
+        await first.collect()
+        unheard = session.speak("Nobody has heard this one.")
+        await unheard.collect()
+        session.settle(unheard.id, 0.0)
+        clock.now += 1.0
+        there = await VoiceSession.restore(FakeSynthesizer(), session.snapshot())
+        assert [item.frames for item in there.exchanges] == [25]
+        session.settle(first.id, 1.0)
+        assert held(there) == held(session)
+
+
+@pytest.mark.parametrize("window", [Window.seconds(20, math.inf), Window.seconds(math.inf, math.inf)])
+async def test_bounds_that_are_none_come_back(window: Window) -> None:
+    own = SessionSettings(window=window, run_ahead_s=math.inf)
+    async with VoiceSession(FakeSynthesizer(), settings=own) as session:
+        await session.speak("Hello there. How are you?").collect()
+        data = session.snapshot()
+        json.loads(data.splitlines()[1], parse_constant=pytest.fail)  # plain JSON
+        async with await VoiceSession.restore(FakeSynthesizer(), data) as there:
+            assert there.settings.window == window
+            assert there.settings.run_ahead_s == math.inf
 
 
 async def test_what_is_known_to_be_heard_goes_before_the_clock() -> None:

@@ -3,7 +3,8 @@
 A `ContextState` is immutable; appending, trimming and cutting give new states. What was generated and not yet heard is
 kept as a list of entries behind a base state, and the present context is the base with those entries folded in. Cutting
 an entry to what was heard, or taking it out, is then a change of the list: no eviction that it caused survives it, and
-the result is the state of a conversation in which the rest was never said.
+the result is the state of a conversation in which the rest was never said. An entry that is settled joins the base when
+all before it are settled too, so the order in which speeches are settled makes no difference.
 """
 
 from __future__ import annotations
@@ -75,17 +76,19 @@ def drop_oldest(state: ContextState) -> ContextState:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """An exchange that has been generated, or is being, and has not been heard to its end."""
+    """An exchange that has been generated, or is being, and that may still be cut, or has one before it that may be."""
 
     turn: str
     """The speech it belongs to. Where it changes, the window may be cut."""
     exchange: Exchange | None
     """None while it is generated, and for what must leave no trace."""
+    settled: bool = False
+    """What was heard of it is known; it no longer changes."""
 
 
 @dataclass(slots=True, eq=False)
 class RollingContext:
-    """The context of one session: a base that was heard, and entries that may still be cut."""
+    """The context of one session: a base that was heard, and entries from the first on that may still be cut."""
 
     window: Window
     pin: bool
@@ -118,14 +121,10 @@ class RollingContext:
         self.entries.append(entry)
 
     def settle(self, entry: Entry) -> None:
-        """`entry` has been heard as it stands now. It, and all before it, can no longer change."""
-        if not any(item is entry for item in self.entries):
-            return
-        while True:
-            first = self.entries.pop(0)
-            self.base, self._turn = self._fold(self.base, self._turn, first)
-            if first is entry:
-                return
+        """`entry` has been heard as it stands now and can no longer change; those before it still can."""
+        entry.settled = True
+        while self.entries and self.entries[0].settled:
+            self.base, self._turn = self._fold(self.base, self._turn, self.entries.pop(0))
 
     def let_go(self, state: ContextState) -> None:
         """Forget for good what was heard and is not in `state`: the model has no room for it. The pinned exchange stays."""

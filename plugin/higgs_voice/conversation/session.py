@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 import uuid
@@ -31,6 +32,9 @@ ROWS_PER_CHAR = 2.2
 """Audio frames a character of text may take, for judging whether a chunk still fits (slow speech is about 1.7)."""
 LIMIT_REFILL = 0.7
 """Where the model's limit trims a context, it is trimmed to this share of the limit, so that not every chunk slides it."""
+MAX_BEHIND = 32
+"""Exchanges that may be settled behind a speech that nobody settles. It then counts as played at the pace of the clock, so
+that a context does not grow for the rest of a call."""
 
 
 class SessionSettings(Settings):
@@ -124,12 +128,18 @@ class VoiceSession:
     # Life
 
     async def start(self) -> None:
-        """Resolve the voice (clips are encoded) and let the engine prefill it. Errors: `VoiceError`, `EngineError`."""
+        """Resolve the voice (clips are encoded) and let the engine prefill it.
+
+        Errors: `VoiceError`, `EngineError`; `EngineClosedError` after `aclose`, or where the session is closed meanwhile.
+        """
+        self._check_open()
         telemetry.load_tracing()
         await self.engine.start()
         if self._prompt is None:
             self.voice = await self.voice.resolve(self.engine)
-            self._prompt = await self.voice.prompt(self.engine)
+            prompt = await self.voice.prompt(self.engine)
+            self._check_open()
+            self._prompt = prompt
             self._prepare()
             telemetry.event(log, "session started", call_id=self.call_id, session=self.id, model=self.engine.info.model)
 
@@ -161,8 +171,7 @@ class VoiceSession:
 
         Errors: `EngineClosedError` after `aclose`.
         """
-        if self._closed:
-            raise EngineClosedError("this session is closed; open another one to speak")
+        self._check_open()
         self._settle_by_clock()
         self._count += 1
         speech = Speech(self, f"{self.id}/{self._count}", previous=self._last)
@@ -181,7 +190,11 @@ class VoiceSession:
         return ids
 
     def heard(self, speech_id: str, heard_s: float) -> None:
-        """Progress: this much of the speech has been played, in seconds from its first sample. Cuts nothing."""
+        """Progress: this much of the speech has been played, in seconds from its first sample. Cuts nothing.
+
+        Errors: `SettingsError` for a position that is not a number.
+        """
+        heard_s = _position(heard_s)
         speech = self._speeches.get(speech_id)
         if speech is None or speech.settled:
             return
@@ -196,27 +209,26 @@ class VoiceSession:
         """Final: this much of the speech was played; the rest leaves the context without a trace.
 
         heard_s: seconds from the speech's first sample. words: how many of the speech's words the framework holds for
-        spoken, where it knows; the text is then cut there. Unknown ids, and ids that were settled, are ignored.
+        spoken, where it knows; the text is then cut there. Unknown ids, and ids that were settled, are ignored. Speeches may
+        be settled in any order. Errors: `SettingsError` for a position that is not a number.
         """
+        heard_s = _position(heard_s)
         speech = self._speeches.get(speech_id)
         if speech is None or speech.settled:
             return
-        if not speech.complete or heard_s < speech.audio_s - 1e-3:
+        if not speech.finished or heard_s < speech.audio_s - 1e-3:
             speech.stop()
-        last: Entry | None = None
         for record in speech.records:
             if not record.settled:
                 record.entry.exchange = record.heard_exchange(heard_s, words)
                 record.settled = True
-                last = record.entry
-        if last is not None:
-            self._context.settle(last)
+                self._context.settle(record.entry)
         self._note_heard(speech, heard_s)
         speech.mark_settled()
         if speech.finished:
             self._forget(speech)
-        if not self._closed:
-            self._prepare()
+        self._settle_overdue()
+        self._prepare()
 
     async def update(
         self,
@@ -230,8 +242,9 @@ class VoiceSession:
 
         A new voice begins a new context by default: the old one's sound would pull it back to the old voice, which is
         what a rolling context is for. ``context="keep"`` keeps it, for a scene or a description that only shades it.
-        Errors: `VoiceError`; the session then goes on as before.
+        Errors: `VoiceError`; the session then goes on as before. `EngineClosedError` after `aclose`.
         """
+        self._check_open()
         if sampling is not None:
             self.settings = self.settings.replace(sampling=sampling)
         if lexicon is not None:
@@ -261,7 +274,7 @@ class VoiceSession:
             exchanges=len(state.exchanges),
             context_s=state.seconds,
             pinned=state.pinned is not None,
-            provisional=len(self._context.entries),
+            provisional=sum(not entry.settled for entry in self._context.entries),
             rows=self.engine.count_rows(self._spec(state)) if self._prompt is not None else 0,
         )
 
@@ -273,7 +286,7 @@ class VoiceSession:
 
         Of what may still be cut (a speech that is running, playing or stopped and not settled) it holds what has been played:
         the seconds that `heard` gives for its id, or those by the clock. Text that has not been spoken is not in it.
-        Errors: `SnapshotError` before `start` and after `aclose`.
+        Errors: `SnapshotError` before `start` and after `aclose`; `SettingsError` for a position that is not a number.
         """
         if self._prompt is None or self._closed:
             raise SnapshotError("only a session that has been started and is not closed has a snapshot")
@@ -281,7 +294,7 @@ class VoiceSession:
         if self._pending is not None:
             voice = self._pending[0]
         if self._pending is None or not self._pending[2]:
-            known = heard or {}
+            known = {name: _position(seconds) for name, seconds in (heard or {}).items()}
             cut = {
                 id(record.entry): record.heard_exchange(known.get(speech.id, speech.heard_by_clock()), None)
                 for speech in self._speeches.values()
@@ -382,9 +395,10 @@ class VoiceSession:
         self.apply_pending()
 
     def apply_pending(self) -> None:
-        """Take over the voice of the last `update`, if one waits."""
+        """Take over the voice of the last `update`, if one waits. Errors: `EngineClosedError` after `aclose`."""
         if self._pending is None:
             return
+        self._check_open()
         self.voice, self._prompt, new = self._pending
         self._pending = None
         self._context.pin = not self.voice.references
@@ -396,7 +410,7 @@ class VoiceSession:
         """The speech's generation is over."""
         if speech.settled:
             self._forget(speech)
-        elif not speech.stopped and not self._closed:
+        elif not speech.stopped:
             self._prepare()
 
     # Inside
@@ -434,8 +448,12 @@ class VoiceSession:
             )
         return state
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("this session is closed; open another one to speak")
+
     def _prepare(self) -> None:
-        if self._prompt is not None:
+        if self._prompt is not None and not self._closed:  # else the engine would hold the context of a closed session
             self.engine.prepare(self.id, self._spec(self._context.state_at_turn()))
 
     def _settle_by_clock(self) -> None:
@@ -443,8 +461,14 @@ class VoiceSession:
         if not self.by_clock:
             return
         for speech in list(self._speeches.values()):
-            if speech.complete and not speech.stopped and speech.played_out():
+            if speech.finished and not speech.stopped and speech.played_out():
                 self.settle(speech.id, float("inf"))
+
+    def _settle_overdue(self) -> None:
+        entries = self._context.entries
+        if sum(entry.settled for entry in entries) > MAX_BEHIND:
+            first = self._speeches[entries[0].turn]
+            self.settle(first.id, first.heard_by_clock())
 
     def _note_heard(self, speech: Speech, heard_s: float) -> None:
         seconds = min(max(heard_s, 0.0), speech.audio_s)
@@ -463,6 +487,13 @@ class VoiceSession:
         self._speeches.pop(speech.id, None)
         if self._last is speech:
             self._last = None
+
+
+def _position(heard_s: float) -> float:
+    """Seconds heard, as a framework gives them: not before the first sample."""
+    if math.isnan(heard_s):
+        raise SettingsError("how much of a speech was heard must be a number of seconds (got nan)")
+    return max(heard_s, 0.0)
 
 
 def _no_codes(codebooks: int) -> Codes:

@@ -34,7 +34,7 @@ _Word = Annotated[str, Field(max_length=256)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
 
 
 class SavedExchange(_Part):
@@ -73,7 +73,7 @@ class Snapshot(_Part):
     """Speeches so far."""
     voice: SavedVoice
     settings: dict[str, Any]
-    """Of `SessionSettings`, which checks them."""
+    """Of `SessionSettings`, which checks them. JSON has no number for a bound that is none: it stands as "Infinity"."""
     lexicon: dict[_Line, _Line] | None
     s_per_unit: Annotated[float, Field(gt=0.0, lt=10.0)]
     """The speaking rate so far, which word times start from."""

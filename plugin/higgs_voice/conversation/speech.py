@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from .session import VoiceSession
 
 log = logging.getLogger("higgs_voice.session")
+
+_ROUNDING = 1e-6
+"""Frames: a difference of two times in seconds may fall short of a whole frame by this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,8 @@ class ChunkRecord:
         """What is left when the speech was played up to `heard_s` (and, if given, up to its word number `words`).
 
         Codes to the frame, text to the word: one that is cut counts when half of it was heard, so that text and sound differ by
-        half a word at most. Nothing is left of a chunk whose first word was not said that far: sound without any text.
+        half a word at most. Nothing is left of a chunk whose first word was not said that far: sound without any text. Of a
+        chunk that broke off no more is left than what was given out, however much its codes ran ahead of that.
         """
         whole = self.exchange()
         if whole is None:
@@ -110,8 +115,10 @@ class ChunkRecord:
             and (words is None or words >= self.first_word + len(self.words))
         ):
             return whole
-        made_s = self.places.made_s(heard_s - self.start_s)
-        frames = min(int(made_s * FRAME_RATE), whole.frames) if heard_s < self.end_s else whole.frames
+        frames = whole.frames
+        if heard_s < self.end_s or not self.finished:
+            made_s = self.places.made_s(min(heard_s, self.end_s) - self.start_s)
+            frames = min(int(made_s * FRAME_RATE + _ROUNDING), frames)
         if words is None:
             said = [word for word in self.words if (word.start_s + word.end_s) / 2 <= heard_s]
         else:
@@ -261,8 +268,8 @@ class Speech:
 
     @property
     def complete(self) -> bool:
-        """Everything has been generated and nothing was stopped."""
-        return self.finished and not self.stopped
+        """Everything has been generated and nothing was stopped or broke off."""
+        return self.finished and not self.stopped and all(record.finished for record in self.records)
 
     @property
     def finished(self) -> bool:
@@ -418,9 +425,10 @@ class Speech:
                     record.guarded = event.reason.guarded
                     if isinstance(event.error, NoAudioError):
                         self._no_audio = event.error
-                    entry.exchange = record.exchange() if not record.settled else entry.exchange
-                    if record.samples:  # words of a chunk that gave no sound were said to nobody
+                    if record.samples and record.finished:  # words without sound were said to nobody
                         self._give_words(timer.finish(learn=not record.guarded), record)
+                    if not record.settled:
+                        entry.exchange = record.heard_exchange(math.inf, None)
                     now = session.clock()
                     report = ChunkReport(
                         chunk=number,
