@@ -192,6 +192,7 @@ async def listening() -> AsyncGenerator[Listener]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=1 << 20,
+        start_new_session=True,  # a terminal's Ctrl-C is for the demo alone, which ends the listener
     )
     try:
         yield Listener(process)
@@ -290,8 +291,8 @@ async def room(args: argparse.Namespace, engine: Synthesizer, listener: Listener
         await worker.cancel()
         await asyncio.wait_for(running, 20)
     report(console, notes, packets, caller, out)
-    compare(console, notes.turns, said[:-1], notes.remembered[-1])  # as the last turn began: with the cut
-    compare(console, notes.turns, said, remembered)
+    compare(console, "after the barge-in", notes.turns, said[:-1], notes.remembered[-1])  # as the last turn began
+    compare(console, "at the end", notes.turns, said, remembered)
     if notes.errors:
         raise DemoError("; ".join(notes.errors))
 
@@ -365,7 +366,7 @@ def report(console: Console, notes: Notes, packets: Path, caller: tuple[float, f
     )
 
 
-def compare(console: Console, turns: list[demo_report.Said], said: list[str], remembered: str) -> None:
+def compare(console: Console, when: str, turns: list[demo_report.Said], said: list[str], remembered: str) -> None:
     """The voice's context must hold the last words of the LLM's, as many as its window takes, but for what a guard kept out."""
     theirs = " ".join(said)
     for chunk in (chunk for turn in turns for chunk in turn.reports if chunk.reason.guarded):
@@ -376,7 +377,9 @@ def compare(console: Console, turns: list[demo_report.Said], said: list[str], re
     ours, theirs = " ".join(re.findall(r"\w+", remembered)), " ".join(re.findall(r"\w+", theirs))
     if not ours or not theirs.endswith(ours):
         raise DemoError(f"the voice remembers {ours!r}, the LLM {theirs!r}")
-    console.print(f"voice and LLM remember the same last {len(ours.split())} words: [italic]… {ours[-50:]}[/italic]")
+    words = ours.split()
+    shown = f"… {' '.join(words[-8:])}" if len(words) > 8 else ours
+    console.print(f"{when}, voice and LLM remember the same last {len(words)} words: [italic]{shown}[/italic]")
 
 
 def main() -> int:

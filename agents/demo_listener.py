@@ -1,7 +1,7 @@
 """The second peer of the demo, a process of its own: it hears what comes over WebRTC, writes it down, and speaks when told.
 
 Lines of JSON. It prints its offer, then takes ``{"answer": sdp}``, ``{"say": wav}`` and ``{"leave": npz}``, where it
-writes the arrival time (``time.time``) and the sound of every 20 ms that it received.
+writes the arrival time (``time.time``) and the sound of every 20 ms that it received. It ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import fractions
 import json
+import os
 import sys
 import time
 import wave
+from contextlib import suppress
 from typing import Any
 
 import aioice.ice
@@ -34,7 +36,8 @@ def stay_on_loopback() -> None:
 
 
 def tell(**message: Any) -> None:
-    print(json.dumps(message), flush=True)
+    with suppress(BrokenPipeError):  # the demo was killed
+        os.write(1, json.dumps(message).encode() + b"\n")
 
 
 class Mouth(MediaStreamTrack):

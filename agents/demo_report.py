@@ -201,7 +201,7 @@ def print_table(console: Console, turns: list[Said]) -> None:
                 f"{report.ttfa_s * 1000:.0f} ms",
                 f"{report.total_s / report.audio_s:.2f}" if report.audio_s else "-",
                 f"{report.audio_s:.1f} s",
-                f"{report.exchanges} exchanges",
+                f"{report.exchanges} exchange{'s' if report.exchanges != 1 else ''}",
             )
         if said.cut:
             table.add_row(str(said.turn), "[italic]cut by the caller[/italic]", "", "", "", "")

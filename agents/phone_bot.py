@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import os
 import secrets
+import socket
 import sys
 import time
 from collections import deque
@@ -62,7 +63,7 @@ from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
-from pipecat_bot import ANSWERS, PocketsphinxEars, ScriptedLLM
+from pipecat_bot import ANSWERS, PocketsphinxEars, ScriptedLLM, listen
 
 from higgs_voice import SessionSettings, Synthesizer, Voice, Window, create_backend
 from higgs_voice.adapters.phone import PROVIDERS, PhoneBand, PhoneCall, PhoneTransport, take_call
@@ -464,20 +465,26 @@ def _twilio_signed(options: Options, websocket: WebSocket) -> bool:
 class _Server(uvicorn.Server):
     """A signal ends it, and is not raised again behind it; the second one does not wait for the calls to end."""
 
+    on_ready: Callable[[], None] | None = None
+    """Called when it answers."""
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_ready is not None:
+            self.on_ready()
 
-async def serve(bot: PhoneBot, host: str, port: int) -> None:
+
+async def serve(bot: PhoneBot, listener: socket.socket, on_ready: Callable[[], None] | None = None) -> None:
     """Answer calls until SIGINT or SIGTERM; then end them, and the engine. Errors: those of the engine's start."""
     try:
         await bot.engine.start()
-        config = uvicorn.Config(
-            create_app(bot), host=host, port=port, log_level="warning", timeout_graceful_shutdown=LEAVE_S
-        )
-        server = _Server(config)
-        await server.serve()
+        server = _Server(uvicorn.Config(create_app(bot), log_level="warning", timeout_graceful_shutdown=LEAVE_S))
+        server.on_ready = on_ready
+        await server.serve([listener])
         logger.info("stopped")
     finally:
         await bot.engine.aclose()
@@ -541,12 +548,17 @@ def main() -> None:
         unsigned=given.unsigned,
     )
     try:
-        bot = PhoneBot(create_backend(given.model), options)
-        where = given.public_url or f"http://{given.host}:{given.port}"
-        for provider in PROVIDERS if given.unsigned else credentials:
-            token = "?token=..." if provider == "exotel" else ""
-            logger.info(f"{provider}: let the number ask {where}/answer/{provider}{token}")
-        asyncio.run(serve(bot, given.host, given.port))
+        # A port that is taken is said before the model is loaded, which takes long.
+        listener = listen(given.host, given.port)
+        where = given.public_url or f"http://{given.host}:{listener.getsockname()[1]}"
+
+        def ready() -> None:
+            for provider in PROVIDERS if given.unsigned else credentials:
+                token = "?token=..." if provider == "exotel" else ""
+                logger.info(f"{provider}: let the number ask {where}/answer/{provider}{token}")
+
+        logger.info(f"loading {given.model} …")
+        asyncio.run(serve(PhoneBot(create_backend(given.model), options), listener, ready))
     except HiggsVoiceError as error:
         sys.exit(f"phone_bot: {error}")
     except KeyboardInterrupt:  # while the model was loading

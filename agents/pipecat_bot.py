@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import socket
+import sys
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
@@ -46,6 +48,7 @@ from pipecat.workers.runner import WorkerRunner
 
 from higgs_voice import SessionSettings, Synthesizer, Voice, Window, create_backend
 from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
+from higgs_voice.errors import SettingsError
 
 STALL = "\u2404"
 """In a scripted reply: the LLM falls silent here."""
@@ -181,6 +184,23 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one. Errors: `SettingsError`."""
+    try:
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason}; choose another port") from error
+    return listener
+
+
 _engine: Synthesizer | None = None
 
 
@@ -234,7 +254,17 @@ async def bot(runner_args: RunnerArguments) -> None:
 
 
 if __name__ == "__main__":
-    from pipecat.runner.run import main
+    from pipecat.runner.run import RUNNER_HOST, RUNNER_PORT, main
 
-    _engine = create_backend(options().parse_known_args()[0].model)  # the slow imports come before the first caller
-    main(options())
+    parser = options()
+    given, _ = parser.parse_known_args()
+    place = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # the runner has these two itself
+    place.add_argument("--host", default=RUNNER_HOST)
+    place.add_argument("--port", type=int, default=RUNNER_PORT)
+    where, _ = place.parse_known_args()
+    try:
+        listen(where.host, where.port).close()  # a port that is taken is said before anything is loaded
+    except SettingsError as error:
+        sys.exit(f"pipecat_bot: {error}")
+    _engine = create_backend(given.model)  # the slow imports come before the first caller
+    main(parser)

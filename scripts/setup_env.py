@@ -173,11 +173,13 @@ def main() -> None:
     if not works(VENV_PYTHON, "-c", f"import sys; sys.exit(sys.version_info < {OLDEST})"):
         say(f"making {FOLDER}")
         create(uv, find_python())
-    say(f"installing higgs-voice[{EXTRAS}]: about 3 GB the first time (PyTorch), minutes on most lines")
+    say(f"installing higgs-voice[{EXTRAS}]: about 6 GB on disk the first time (PyTorch), minutes on most lines")
     install(uv)
     with open(STAMP, "w") as file:
         file.write(digest() + "\n")
     say(f"done in {time.monotonic() - began:.0f} s")
+    if CHOICE == "":
+        say(f"for the commands in a shell: source {FOLDER}/bin/activate; higgs-voice doctor")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import io
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import tomllib
 import wave
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from higgs_voice import __version__, cli
+from higgs_voice import __version__, cli, cli_parts
 from higgs_voice.audio import write_wav
 from higgs_voice.errors import DependencyError
 
@@ -44,6 +47,10 @@ def seconds_of(path: Path) -> float:
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24000)
         return file.getnframes() / 24000
+
+
+def files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
 
 
 # say
@@ -94,11 +101,71 @@ async def test_standard_input_is_passed_on_as_it_comes(monkeypatch: pytest.Monke
         assert [piece async for piece in pieces] == [""]
 
 
-@pytest.mark.parametrize("text", ["", "  ", "🎉"])
-def test_nothing_to_say_is_no_error(text: str) -> None:
-    result = call("say", text, "--model", "fake", "--json")
-    assert last_line(result) == {"ttfa_ms": None, "audio_s": 0.0, "rtf": None, "chunks": 0, "sample_rate": 24000}
-    assert "nothing" in result.stderr
+@pytest.mark.parametrize("words", [("",), ("   ",), ("...",), ("🎉",), ("-",)])
+def test_where_there_is_nothing_to_say_nothing_is_written(words: tuple[str, ...]) -> None:
+    Path("keep.wav").write_bytes(b"kept")
+    for out in ("keep.wav", "new.wav"):
+        result = call("say", *words, "--model", "fake", "--out", out, "--json", stdin=b"", code=1)
+        assert last_line(result) == {"ttfa_ms": None, "audio_s": 0.0, "rtf": None, "chunks": 0, "sample_rate": 24000}
+        assert result.stderr == "nothing in this text can be said\n"
+    call("say", *words, "--model", "fake", stdin=b"", code=1)
+    assert files() == {"keep.wav": b"kept"}
+
+
+def test_a_say_that_fails_leaves_files_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    from higgs_voice.backends import fake
+
+    Path("keep.wav").write_bytes(b"kept")
+    Path("link.wav").symlink_to("nowhere.wav")
+
+    async def broken(self: Any) -> None:
+        raise DependencyError("it does not start")
+
+    monkeypatch.setattr(fake.FakeSynthesizer, "start", broken)
+    for out in ("keep.wav", "new.wav", "link.wav"):
+        assert "it does not start" in call("say", "Hello.", "--model", "fake", "--out", out, code=1).stderr
+    assert files() == {"keep.wav": b"kept"}
+    assert Path("link.wav").is_symlink()
+
+
+def test_a_text_that_gave_no_sound_is_not_written_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    from higgs_voice.backends import fake
+    from higgs_voice.conversation.synthesizer import FinishReason
+
+    class Mute(fake.FakeSynthesizer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(script=lambda request: FinishReason.COLLAPSE, **options)
+
+    monkeypatch.setattr(fake, "FakeSynthesizer", Mute)
+    result = call("say", "Hello.", "--model", "fake", "--out", "new.wav", code=1)
+    assert result.stderr.splitlines()[-1].startswith("higgs-voice: ")
+    assert files() == {}
+
+
+def test_a_disk_that_is_full_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, pcm: bytes, rate: int) -> None:
+        path.write_bytes(b"RIFF")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli_parts, "write_wav", full)
+    result = call("say", "Hello.", "--model", "fake", "--out", "new.wav", code=1)
+    assert result.stderr.endswith("higgs-voice: cannot write new.wav: No space left on device\n")
+    assert files() == {}
+
+
+def test_a_dash_is_standard_output_and_nothing_else_goes_there() -> None:
+    result = call("say", "Hello there.", "--model", "fake", "--out", "-")
+    with wave.open(io.BytesIO(result.stdout_bytes)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24000)
+        assert len(file.readframes(-1)) == 2 * file.getnframes() == len(result.stdout_bytes) - 44
+        assert file.getnframes() > 0
+    assert files() == {}
+
+
+@pytest.mark.parametrize("out", ["sound", "sound.WAV"])
+def test_a_name_without_a_suffix_or_with_its_own_is_taken(out: str) -> None:
+    call("say", "Hello there.", "--model", "fake", "--out", out)
+    assert seconds_of(Path(out)) > 0
 
 
 def test_the_voice_and_the_sampling_are_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -144,6 +211,12 @@ def test_the_voice_and_the_sampling_are_passed_on(monkeypatch: pytest.MonkeyPatc
         (["say", "Hi.", "--model", "fake", "--temperature", "-1"], "temperature"),
         (["say", "Hi.", "--model", "fake", "--out", "no/such/a.wav"], "cannot write no/such/a.wav: No such file"),
         (["say", "Hi.", "--model", "fake", "--out", "."], "cannot write"),
+        (
+            ["say", "Hi.", "--model", "fake", "--out", "a.mp3"],
+            "--out writes wav, so a.mp3 would not be what its name says",
+        ),
+        (["say", "Hi.", "--model", "fake", "--out", "-", "--json"], "--out - sends the sound to standard output"),
+        (["say", "Hi.", "--model", "fake", "--ref", "no.wav", "--ref-text", " "], "--ref-text is empty"),
         (["say", "Hi.", "--model", "fake", "--ref", "no.wav", "--ref-text", "x"], "no.wav"),
         (["say", "Hi.", "--model", "fake", "--ref", "no.wav"], "--ref-text"),
         (["say", "Hi.", "--model", "fake", "--voice", "no.voice"], "no.voice"),
@@ -159,6 +232,7 @@ def test_an_error_is_one_sentence(words: list[str], says: str) -> None:
     assert says in result.stderr
     assert result.stderr.startswith("higgs-voice: ") or "wrote" not in result.stderr
     assert "Traceback" not in result.output
+    assert files() == {}
 
 
 def test_debug_shows_where_it_came_from() -> None:
@@ -337,3 +411,132 @@ async def test_ctrl_c_ends_the_program_while_it_waits_for_text() -> None:
     process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(process.wait(), 20) == 130
     assert b"Traceback" not in said + await process.stderr.read()
+
+
+LOADING = """
+import asyncio, threading
+from higgs_voice import backends, cli
+from higgs_voice.backends import fake
+
+def load():
+    print("loading", flush=True)
+    threading.Event().wait()
+
+class Slow(fake.FakeSynthesizer):
+    async def start(self):
+        await asyncio.to_thread(load)
+
+fake.FakeSynthesizer = Slow
+cli.entry()
+"""
+
+
+async def test_a_second_ctrl_c_does_not_wait_for_a_model_that_loads() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LOADING, "say", "Hello.", "--model", "fake", "--out", "a.wav"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert await process.stdout.readline() == b"loading\n"
+        process.send_signal(signal.SIGINT)
+        assert (await process.stderr.readline()).startswith(b"stopping")
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == -signal.SIGINT
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert await process.stderr.read() == b""
+    assert files() == {}
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_ends_the_program_at_once_while_the_engine_is_imported(
+    monkeypatch: pytest.MonkeyPatch, before: Any
+) -> None:
+    seen: list[Any] = []
+
+    def importing(model: str, **options: Any) -> None:
+        seen.append(signal.getsignal(signal.SIGINT))
+        raise DependencyError("an extra is not installed")
+
+    monkeypatch.setattr("higgs_voice.backends.create_backend", importing)
+    kept = signal.signal(signal.SIGINT, before)
+    try:
+        call("say", "Hello.", "--model", "fake", code=1)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, kept)
+    assert seen == [signal.SIG_DFL if callable(before) else before]
+
+
+def test_the_engines_log_is_for_debug_alone() -> None:
+    code = (
+        "import logging; from higgs_voice import cli; cli.app(standalone_mode=False); "
+        "logging.getLogger('higgs_voice.x').error('a log line')"
+    )
+    for words, shown in (((), False), (("--debug",), True)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "say", "Hello.", "--model", "fake", "--out", "a.wav", *words],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+        assert ("a log line" in done.stderr) == shown
+
+
+# What the installed program begins with
+
+
+def entry_point() -> tuple[str, str]:
+    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["higgs-voice"].partition(":")
+    return module, function
+
+
+def test_the_programs_first_module_imports_next_to_nothing() -> None:
+    """What comes before it decides about SIGINT has Python's own handler, and so a traceback."""
+    module, function = entry_point()
+    code = f"import sys; had = set(sys.modules); import {module}; print(*(set(sys.modules) - had)); {module}.{function}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.split() == [module]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+async def test_ctrl_c_in_the_programs_imports_has_no_traceback(tmp_path: Path, ignored: bool) -> None:
+    """Unless it is ignored, as by a shell for what it starts in the background."""
+    module, function = entry_point()
+    package = tmp_path / "slow" / "higgs_voice"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("print('importing', flush=True)\ninput()\n")
+    (package / "cli.py").write_text("def app():\n    print('ran')\n")
+    code = f"import sys; from {module} import {function}; sys.path.insert(0, {str(package.parent)!r}); {function}()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    out, said = await process.communicate(b"\n" if ignored else None)
+    assert said == b""
+    assert (process.returncode, out) == ((0, b"ran\n") if ignored else (-signal.SIGINT, b""))
+
+
+def test_the_program_takes_ctrl_c_while_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, function = entry_point()
+    seen: list[Any] = []
+    monkeypatch.setattr(cli, "app", lambda: seen.append(signal.getsignal(signal.SIGINT)))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        getattr(importlib.import_module(module), function)()
+        assert seen == [signal.default_int_handler]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,9 +22,10 @@ from rich.table import Table
 
 from . import telemetry
 from ._version import __version__
-from .audio import PcmChunk, write_wav
+from .audio import PcmChunk
 from .cli_bench import bench_app
 from .cli_parts import (
+    STANDARD_OUTPUT,
     Clips,
     ClipTexts,
     CodecDtype,
@@ -35,16 +36,22 @@ from .cli_parts import (
     Json,
     KvDtype,
     Model,
+    Out,
     Scene,
     Speakers,
     Temperature,
     Token,
     WeightDtype,
+    check_out,
     command,
+    counted,
     described,
+    killable,
     number_types,
+    write_out,
 )
 from .cli_parts import engine_options as _engine_options
+from .cli_parts import run_async as _run
 from .cli_parts import stderr as _stderr
 from .cli_voices import voices_app
 from .config import Sampling, engine_kind, voices_folder
@@ -53,8 +60,6 @@ from .errors import DependencyError, HiggsVoiceError, SettingsError
 if TYPE_CHECKING:
     from .conversation.speech import ChunkReport
     from .conversation.voice import Voice
-
-_T = TypeVar("_T")
 
 app = typer.Typer(
     name="higgs-voice",
@@ -77,10 +82,6 @@ PLAYERS = {
     "play": ("-q", "-t", "raw", "-e", "signed", "-b", "16", "-r", "{rate}", "-c", "1", "-"),
 }
 """Programs that play raw PCM from their standard input."""
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    return asyncio.run(work)
 
 
 @app.callback(invoke_without_command=True)
@@ -110,7 +111,7 @@ def say(
     folder: Folder = None,
     seed: Annotated[int | None, typer.Option(help="Makes it repeatable.")] = None,
     temperature: Temperature = None,
-    out: Annotated[Path | None, typer.Option(help="Write a wav file instead of playing.")] = None,
+    out: Out = None,
     as_json: Json = False,
     verbatim: Annotated[
         bool, typer.Option("--verbatim", help="Say the text as it stands; do not spell numbers out.")
@@ -126,12 +127,12 @@ def say(
     """Say a text, or a stream as it comes.
 
     Plays through sounddevice or a player that is installed; where there is none, writes out.wav and says so. Progress goes to
-    standard error. With --json the last line of standard output holds ttfa_ms, audio_s, rtf, chunks and sample_rate.
+    standard error. With --json the last line of standard output holds ttfa_ms, audio_s, rtf, chunks and sample_rate. Exit 1 if
+    there was nothing to say.
     """
     if text is None and sys.stdin.isatty():
         raise SettingsError('nothing to say: give a text, or - and a stream: echo "Hello." | higgs-voice say -')
-    if out is not None:
-        check_writable(out)
+    check_out(out, as_json=as_json)
     if voice is not None and (scene or speaker or ref or ref_text):
         raise SettingsError("--voice is a whole voice; leave --scene, --speaker and --ref away")
     who = _named(voice, model, folder) if voice is not None else described(scene, speaker, ref, ref_text)
@@ -142,17 +143,7 @@ def say(
         model, device, dtype, token, number_types(model, codec_dtype, kv_dtype, weight_dtype)
     )
     saying = Saying(model, engine_options, who, sampling, source, out, normalize=not verbatim, folder=folder)
-    summary = _run(saying.run())
-    if as_json:
-        typer.echo(json.dumps(summary))
-
-
-def check_writable(out: Path) -> None:
-    """Before anything is spoken. Errors: `SettingsError`."""
-    try:
-        out.expanduser().open("ab").close()
-    except OSError as error:
-        raise SettingsError(f"cannot write {out}: {error.strerror or error}") from error
+    saying.finish(as_json=as_json)
 
 
 def _named(voice: str, model: str, folder: Path | None) -> Voice | str:
@@ -209,13 +200,22 @@ class Saying:
     _reports: list[ChunkReport] = field(default_factory=list["ChunkReport"])
     _audio_s: float = 0.0
 
+    def finish(self, *, as_json: bool) -> None:
+        """Run, and print what `--json` asks for. Errors: `typer.Exit` where no sound came of it."""
+        summary = _run(self.run())
+        if as_json:
+            typer.echo(json.dumps(summary))
+        if not self._audio_s:
+            raise typer.Exit(1)
+
     async def run(self) -> dict[str, Any]:
         """The summary of `--json`."""
         from .backends import create_backend
         from .conversation.presets import find_voice
         from .conversation.session import SessionSettings, VoiceSession
 
-        engine = create_backend(self.model, **self.options)
+        with killable():
+            engine = create_backend(self.model, **self.options)
         try:
             with self._console.status(f"loading {self.model} …"):
                 await engine.start()
@@ -229,7 +229,8 @@ class Saying:
                 await self._speak(session, player)
         finally:
             await engine.aclose()
-        self._write(player, rate)
+        if self._audio_s:
+            self._write(player, rate)
         busy = sum(report.total_s for report in self._reports)
         summary: dict[str, Any] = {
             "ttfa_ms": round(self._reports[0].ttfa_s * 1000, 1) if self._reports else None,
@@ -238,13 +239,13 @@ class Saying:
             "chunks": len(self._reports),
             "sample_rate": rate,
         }
-        if self._reports:
+        if not self._audio_s:
+            self._console.print("nothing in this text can be said")
+        else:
             self._console.print(
-                f"{summary['chunks']} chunks, {self._audio_s:.1f} s of sound; first sound after {summary['ttfa_ms']:.0f} ms, "
+                f"{counted(len(self._reports), 'chunk')}, {self._audio_s:.1f} s of sound; first sound after {summary['ttfa_ms']:.0f} ms, "
                 f"generated in {summary['rtf'] or 0:.2f} of its time"
             )
-        else:
-            self._console.print("nothing in this text can be said")
         return summary
 
     async def _speak(self, session: Any, player: _Player | None) -> None:
@@ -279,9 +280,8 @@ class Saying:
             reason = "no player was found" if player is None else f"{player.name} did not play ({player.error})"
             out = DEFAULT_OUT
             self._console.print(f"{reason}, so the sound goes to a file; sounddevice is one: pip install sounddevice")
-        check_writable(out)
-        write_wav(out.expanduser(), b"".join(self._pcm), rate)
-        self._console.print(f"wrote {out}", markup=False)
+        write_out(out, b"".join(self._pcm), rate)
+        self._console.print(f"wrote {'the sound to standard output' if out == STANDARD_OUTPUT else out}", markup=False)
 
 
 class _Player:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,17 @@ from .cli_parts import (
     Folder,
     Json,
     Model,
+    Out,
     Scene,
     Speakers,
     Temperature,
     Token,
+    check_out,
     command,
     described,
     engine_options,
+    killable,
+    run_async,
     stderr,
 )
 from .config import Sampling, engine_kind, voices_folder
@@ -192,7 +195,7 @@ def add(
                 "a voice needs something that makes it one: --scene, --speaker, --ref with --ref-text, or --voice"
             )
     if encode:
-        made = asyncio.run(_encoded(made, model, engine_options(model, device, dtype, token)))
+        made = run_async(_encoded(made, model, engine_options(model, device, dtype, token)))
     try:
         file = presets.add(name, made, replace_old=force)
     except OSError as error:
@@ -203,7 +206,8 @@ def add(
 async def _encoded(voice: Voice, model: str, options: dict[str, Any]) -> Voice:
     from .backends import create_backend
 
-    engine = create_backend(model, **options)
+    with killable():
+        engine = create_backend(model, **options)
     try:
         await engine.start()
         return await voice.resolve(engine)
@@ -228,7 +232,7 @@ def remove(name: Name, folder: Folder = None, debug: Debug = False) -> None:
 def preview(
     name: Name,
     text: Annotated[str, typer.Option(help="What it says.")] = PREVIEW,
-    out: Annotated[Path | None, typer.Option(help="Write a wav file instead of playing.")] = None,
+    out: Out = None,
     seed: Annotated[int | None, typer.Option(help="Makes it repeatable.")] = 1,
     temperature: Temperature = None,
     folder: Folder = None,
@@ -240,12 +244,11 @@ def preview(
     debug: Debug = False,
 ) -> None:
     """Hear a voice. A voice of a server is previewed there: --model ws://host:port."""
-    from .cli import Saying, check_writable
+    from .cli import Saying
     from .conversation.presets import check_name
 
     check_name(name)
-    if out is not None:
-        check_writable(out)
+    check_out(out, as_json=as_json)
     presets = _presets(folder)
     remote = engine_kind(model) == "remote"
     voice = name if remote else replace(presets.get(name), name=name)
@@ -259,6 +262,4 @@ def preview(
         normalize=True,
         folder=presets.folder,
     )
-    summary = asyncio.run(saying.run())
-    if as_json:
-        typer.echo(json.dumps(summary))
+    saying.finish(as_json=as_json)

@@ -30,15 +30,22 @@ class Settings(BaseModel):
 def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     parts: list[str] = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or cls.__name__
+        where, says = ".".join(str(part) for part in item["loc"]), item["msg"].removeprefix("Value error, ")
+        field = cls.model_fields.get(str(item["loc"][0])) if item["loc"] else None
         if item["type"] == "extra_forbidden":
             parts.append(f"{cls.__name__} has no setting {where!r}; it has: {', '.join(cls.model_fields)}")
+        elif not where:  # of several settings together
+            parts.append(f"{cls.__name__}: {says}")
+        elif field is not None and not field.repr:  # a secret
+            parts.append(f"{cls.__name__}.{where}: {says}")
         else:
-            parts.append(f"{cls.__name__}.{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+            parts.append(f"{cls.__name__}.{where}: {says} (got {item['input']!r})")
     return "; ".join(parts)
 
 
 DOCUMENTED_TEMPERATURE = 0.7
+MAX_RAS_WINDOW = 256
+"""Rows that repetition-aware sampling may look back at: ten seconds. What an engine keeps of every stream grows with them."""
 
 
 class Sampling(Settings):
@@ -48,8 +55,8 @@ class Sampling(Settings):
     """0 is greedy. None is what the checkpoint's ``generation_config.json`` recommends, as the embedded voice's does; where it
     recommends nothing, 0.7."""
     top_k: int | None = Field(default=None, ge=1)
-    top_p: float = Field(default=0.95, gt=0.0, le=1.0)
-    ras_win_len: int | None = Field(default=7, ge=1)
+    top_p: float = Field(default=0.95, ge=1e-6, le=1.0)
+    ras_win_len: int | None = Field(default=7, ge=1, le=MAX_RAS_WINDOW)
     """Repetition-aware sampling: rows looked back at; None turns it off."""
     ras_win_max_num_repeat: int = Field(default=2, ge=1)
     seed: int | None = Field(default=None, ge=0)

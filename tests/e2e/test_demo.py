@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +124,49 @@ def test_the_demo_shortened(tmp_path: Path) -> None:
     assert len(figures["ttfa_ms"]) >= 3
     assert (tmp_path / "demo.wav").stat().st_size > 24000 * 2 * 5
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert run.stdout.count("voice and LLM remember the same") == 2
+    assert run.stdout.count("after the barge-in, voice and LLM remember the same") == 1
+    assert run.stdout.count("at the end, voice and LLM remember the same") == 1
+
+
+@pytest.mark.parametrize("count", [3, 41])
+def test_what_both_remember_is_shown_in_whole_words(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "agents"))
+    import demo  # type: ignore[import-not-found]
+    from rich.console import Console
+
+    words = [f"word{number}" for number in range(count)]
+    console = Console(file=io.StringIO(), width=500)
+    demo.compare(console, "at the end", [], [" ".join(words) + "."], " ".join(words))
+    shown = console.file.getvalue().partition("words: ")[2].removeprefix("… ").split()  # type: ignore[attr-defined]
+    assert shown == words[-8:]
+
+
+async def test_the_terminals_ctrl_c_is_not_the_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "agents"))
+    import demo  # type: ignore[import-not-found]
+
+    async with demo.listening() as listener:
+        process = listener._process
+        assert os.getpgid(process.pid) != os.getpgid(0)
+    assert process.returncode is not None
+
+
+def test_the_listener_ends_without_a_word_when_the_demo_is_killed() -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "agents" / "demo_listener.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process:
+        assert b"offer" in process.stdout.readline()
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_a_demo_that_cannot_work_says_why(tmp_path: Path) -> None:

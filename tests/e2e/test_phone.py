@@ -27,6 +27,7 @@ from loguru import logger
 
 from higgs_voice import create_backend
 from higgs_voice.adapters.telephony import PhoneSettings
+from higgs_voice.errors import SettingsError
 from tests.e2e.phone_line import AUDIBLE, CLIP, TICK_S, Conditions, Line, from_ulaw, gaps_s, load, rms, to_ulaw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -458,12 +459,49 @@ async def test_ctrl_c_ends_the_bot_with_one_line(agents: tuple[ModuleType, Modul
     assert "Traceback" not in text
     assert "never awaited" not in text
     assert "destroyed" not in text
-    after = [line for line in text.splitlines() if "let the number ask" not in line and "Pipecat" not in line]
+    assert text.index("loading fake") < text.index("let the number ask")
+    before = ("Pipecat", "loading fake", "let the number ask")
+    after = [line for line in text.splitlines() if not any(words in line for words in before)]
     assert after[-1].endswith("stopped")
     assert [line for line in after if "ERROR" in line] == []  # a slow machine may be warned of late marks
     assert any("over after" in line for line in after) == calling
     if not calling:
         assert len(after) == 1, text
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def test_a_port_that_is_taken_is_said_before_anything_else(
+    agents: tuple[ModuleType, ModuleType], log: list[str], taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents[0], "create_backend", lambda model: pytest.fail("a model is loaded for nobody"))
+    monkeypatch.setattr(sys, "argv", ["phone_bot", "--model", "fake", "--unsigned", "--port", str(taken)])
+    with pytest.raises(SystemExit) as ended:
+        agents[0].main()
+    says = f"phone_bot: cannot listen on 127.0.0.1:{taken}: Address already in use; choose another port"
+    assert ended.value.code == says
+    assert log == []
+
+
+def test_the_room_says_it_too(taken: int) -> None:
+    command = [sys.executable, "agents/pipecat_bot.py", "--model", "fake", "--host", "127.0.0.1", "--port", str(taken)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    says = f"pipecat_bot: cannot listen on 127.0.0.1:{taken}: Address already in use; choose another port"
+    assert done.stderr.splitlines()[-1] == says
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 99999), ("192.0.2.1", 0)])
+def test_a_place_that_cannot_be_is_said_in_the_same_words(
+    agents: tuple[ModuleType, ModuleType], host: str, port: int
+) -> None:
+    with pytest.raises(SettingsError, match=f"cannot listen on {host}:{port}: .*; choose another port"):
+        agents[0].listen(host, port)
 
 
 # The web side

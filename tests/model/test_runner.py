@@ -280,6 +280,19 @@ def test_a_step_launched_before_the_last_one_is_read_draws_the_same(nano: Any, p
         np.testing.assert_array_equal(np.array(ahead), expected)
 
 
+def test_a_check_says_what_is_wrong_and_leaves_nothing(either: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = either.pool.slots, either.pool.free_rows
+    either.check()
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(either.forward, "prefill", fails)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        either.check()
+    assert (either.pool.slots, either.pool.free_rows) == before
+
+
 def test_full_memory_refuses_one_and_the_others_go_on(nano: Any, codes: Any) -> None:
     runner = Runner(nano, max_rows=524 + 256)
     long, short = runner.pool.acquire(), runner.pool.acquire()

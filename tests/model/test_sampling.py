@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from higgs_voice.config import Sampling
+from higgs_voice.config import MAX_RAS_WINDOW, Sampling
+from higgs_voice.errors import SettingsError
 from higgs_voice.model.sampling import BLOCK, Sampler, filtered, invert, uniforms
 
 K, V, BOS, EOS = 4, 34, 32, 33
@@ -107,6 +108,55 @@ def test_numbers_at_the_edges_draw_codes_that_may_be_drawn() -> None:
     assert int(invert(total, top).max()) <= 6
 
 
+@pytest.mark.parametrize("least", [0.0, 1e-300, 1e-45])
+def test_a_share_too_small_for_float32_leaves_the_most_probable_code(least: float) -> None:
+    logits, column = logits_for(3), torch.ones(3, 1, 1)
+    p, codes = filtered(logits, column, None, column * least)
+    for u in (0.0, 1 - 2.0**-22):
+        index = invert(p, torch.full((3, K), u))
+        assert torch.equal(codes.gather(-1, index[..., None])[..., 0], logits.argmax(-1))
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_a_draw_is_always_a_code(value: float) -> None:
+    for u in (0.0, 0.5, 1 - 2.0**-22):
+        index = invert(torch.full((2, K, V), value), torch.full((2, K), u))
+        assert int(index.min()) >= 0
+        assert int(index.max()) < V
+
+
+def test_what_would_harm_other_streams_is_no_setting() -> None:
+    with pytest.raises(
+        SettingsError, match=r"^Sampling.ras_win_len: Input should be less than or equal to 256 \(got 257\)$"
+    ):
+        Sampling(ras_win_len=MAX_RAS_WINDOW + 1)
+    with pytest.raises(
+        SettingsError, match=r"^Sampling.top_p: Input should be greater than or equal to 0.000001 \(got 1e-300\)$"
+    ):
+        Sampling(top_p=1e-300)
+    Sampling(ras_win_len=MAX_RAS_WINDOW, top_p=1e-6)
+
+
+def test_any_setting_draws_codes() -> None:
+    """Whatever a request may carry; the tables are float32."""
+    extremes = [
+        Sampling(top_p=1e-6),
+        Sampling(top_k=10**30),
+        Sampling(ras_win_max_num_repeat=10**400, ras_win_len=1),
+        Sampling(ras_win_len=MAX_RAS_WINDOW, ras_win_max_num_repeat=1),
+        Sampling(temperature=5.0),
+    ]
+    sampler = make(len(extremes))
+    for line, sampling in enumerate(extremes):
+        sampler.begin(line, sampling, NO_HISTORY, 0)
+        sampler.refill(line, np.random.default_rng(line))
+    for seed in range(30):
+        logits = logits_for(len(extremes), seed, scale=20.0)
+        rows = sampler.sample(logits, sampler.lines(range(len(extremes)), extremes))
+        assert int(rows.min()) >= 0
+        assert int(rows.max()) < V
+
+
 def test_numbers_are_below_one_and_repeat() -> None:
     numbers = uniforms(np.random.default_rng(3), 500, 8)
     assert numbers.dtype == np.float32
@@ -115,12 +165,16 @@ def test_numbers_are_below_one_and_repeat() -> None:
     np.testing.assert_array_equal(numbers, uniforms(np.random.default_rng(3), 500, 8))
 
 
-def test_temperature_zero_takes_the_largest_logit() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-45, 1e-7])
+def test_temperature_zero_takes_the_largest_logit(temperature: float) -> None:
+    """And one that float32 cannot tell from it, also where nothing but greedy is computed."""
     sampler, logits = make(1), logits_for(1)
-    sampler.begin(0, Sampling(temperature=0.0, ras_win_len=None), NO_HISTORY, 0)
+    sampling = Sampling(temperature=temperature, ras_win_len=None)
+    sampler.begin(0, sampling, NO_HISTORY, 0)
     sampler.ints[0, 0] = K + 1
     for u in (0.0, 0.5, 0.99):
         assert drawn(sampler, logits, u).tolist() == logits[0].argmax(-1).tolist()
+    assert sampler.lines([0], [sampling]).temperature is None
 
 
 def test_codebooks_begin_and_end_staggered() -> None:
@@ -225,6 +279,15 @@ def test_the_window_may_be_long() -> None:
     logits[..., 7] = 1.0
     assert drawn(sampler, logits, 0.0, 0.0).tolist() == [0] * K
     assert sampler.ints[1, :3].tolist() == [1, 0, 9]
+
+
+def test_windows_that_grow_make_new_tables_a_few_times_only() -> None:
+    """Each time a GPU's graphs are captured anew."""
+    sampler, widths = make(1), set[int]()
+    for window in range(1, MAX_RAS_WINDOW + 1):
+        sampler.begin(0, Sampling(ras_win_len=window), NO_HISTORY, 0)
+        widths.add(sampler.window)
+    assert widths == {16, 32, 64, 128, 256}
 
 
 def test_lines_do_not_know_of_each_other() -> None:

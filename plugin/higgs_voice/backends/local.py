@@ -30,7 +30,7 @@ from ..conversation.synthesizer import (
     SpeechEvent,
     VoicePrompt,
 )
-from ..errors import EngineClosedError, EngineDiedError, SettingsError, SynthesisError
+from ..errors import EngineClosedError, EngineDiedError, EngineError, SettingsError, SynthesisError
 from ..model.loading import Loaded, load
 from ..model.prompt import PromptBuilder, Rows
 from ..model.runner import Runner
@@ -188,6 +188,19 @@ class _Stream:
             self.channel.put(last())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """What an engine runs on, loaded and not started."""
+
+    loaded: Loaded
+    scheduler: Scheduler
+    builder: PromptBuilder
+    decoder: Decoder
+    encoder: Encoder
+    worker: Worker
+    sound: DecodeThread
+
+
 class LocalSynthesizer:
     """See `Synthesizer`. One copy of the weights, a thread that steps the model and one that decodes, many sessions.
 
@@ -245,7 +258,8 @@ class LocalSynthesizer:
         self._worker: Worker | None = None
         self._sound: DecodeThread | None = None
         self._listening: dict[str, _Listening] = {}
-        self._starting: asyncio.Lock = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
+        """One for all who start it, and for none of them alone: who no longer waits does not end it."""
         self._codec_lock = asyncio.Lock()
         self._closed = False
         self._rows: OrderedDict[int, tuple[Exchange | VoicePrompt, Rows]] = OrderedDict()
@@ -258,36 +272,70 @@ class LocalSynthesizer:
             raise EngineClosedError("the engine has not been started; await start() first")
         return self._info
 
-    async def start(self) -> None:
-        async with self._starting:
-            if self._closed:
-                raise EngineClosedError("this engine is closed; create another one")
-            if self._worker is None:
-                await asyncio.to_thread(self._load)
-                await self._warm_up()
+    @property
+    def failure(self) -> EngineDiedError | None:
+        """Why this engine speaks nothing more, however long one waits; None while it does. It is for good: create another one."""
+        return self._worker.dead if self._worker is not None else None
 
-    def _load(self) -> None:
+    async def start(self) -> None:
+        if self._closed:
+            raise _closed_error()
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start(), name="higgs-voice start")
+            self._starting.add_done_callback(self._started)
+        await asyncio.shield(self._starting)
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._starting = None  # the next start tries again
+
+    async def _start(self) -> None:
+        parts = await asyncio.to_thread(self._load)
+        if self._closed:
+            raise _closed_error()
+        try:
+            self._take(parts)
+            await self._warm_up()
+            if self._closed:
+                raise _closed_error()
+        except BaseException:
+            await self._shut_down()
+            raise
+
+    def _load(self) -> _Parts:
+        """On a thread of its own. It starts nothing, since what it returns may not be wanted any more."""
         loaded = self._loaded or load(self._model_name, **self._load_options)
-        self._loaded = loaded
+        scheduler = self._scheduler
         if loaded.device.type == "cpu":  # where a step takes longer the more streams it has
-            self._scheduler = replace(self._scheduler, comfortable_s=COMFORTABLE_S, ample_s=AMPLE_S)
-        self._builder = PromptBuilder(loaded.tokenizer, loaded.model.config)
-        self._decoder = Decoder(loaded.codec, dtype=self._codec_dtype)
-        self._encoder = Encoder(loaded.codec)
+            scheduler = replace(scheduler, comfortable_s=COMFORTABLE_S, ample_s=AMPLE_S)
+        decoder = Decoder(loaded.codec, dtype=self._codec_dtype)
         runner = Runner(loaded, **self._pool_options)
-        self._worker = Worker(runner, self._scheduler, self._deliver, threads=self._threads)
-        self._sound = DecodeThread(
-            self._decoder, loaded.device, threads=max(1, self._threads // 2), max_batch=self._scheduler.max_batch
+        return _Parts(
+            loaded=loaded,
+            scheduler=scheduler,
+            builder=PromptBuilder(loaded.tokenizer, loaded.model.config),
+            decoder=decoder,
+            encoder=Encoder(loaded.codec),
+            worker=Worker(runner, scheduler, self._deliver, threads=self._threads),
+            sound=DecodeThread(
+                decoder, loaded.device, threads=max(1, self._threads // 2), max_batch=scheduler.max_batch
+            ),
         )
+
+    def _take(self, parts: _Parts) -> None:
+        """Begin to serve with what was loaded."""
+        self._loaded, self._scheduler = parts.loaded, parts.scheduler
+        self._builder, self._decoder, self._encoder = parts.builder, parts.decoder, parts.encoder
+        self._worker, self._sound = parts.worker, parts.sound
         self._worker.start()
         self._sound.start()
         self._info = EngineInfo(
-            model=loaded.name,
+            model=parts.loaded.name,
             sample_rate=SAMPLE_RATE,
             frame_rate=FRAME_RATE,
             num_codebooks=self._builder.num_codebooks,
-            codebook_size=loaded.limits.codebook_size,
-            max_positions=loaded.limits.max_positions,
+            codebook_size=parts.loaded.limits.codebook_size,
+            max_positions=parts.loaded.limits.max_positions,
             codec_fingerprint=self._decoder.fingerprint,
         )
 
@@ -305,7 +353,11 @@ class LocalSynthesizer:
         self.close_session("warm-up")
 
     async def aclose(self) -> None:
+        """See `Synthesizer`. It does not wait for a model that is being loaded: that is let go of as soon as it is there."""
         self._closed = True
+        await self._shut_down()
+
+    async def _shut_down(self) -> None:
         worker, self._worker = self._worker, None
         sound, self._sound = self._sound, None
         if worker is not None:
@@ -343,13 +395,18 @@ class LocalSynthesizer:
         prefix = self._prefix_rows(request.context.voice)
         rows = Rows.concat([self._context_rows(request.context), self._builder.opening(request.text)])
         room = self.info.max_positions - len(rows)
+        if room < self._builder.num_codebooks + self._guards.min_frames:  # the rows of the shortest chunk that is one
+            raise EngineError(
+                f"the context and the text take {len(rows)} of the model's {self.info.max_positions} rows, which leaves no room to "
+                "speak; use shorter reference clips or a smaller window"
+            )
         guards = self._guards
         return Job(
             key=request.speech_id,
             session=request.session_id,
             rows=rows,
             prefix=len(prefix),
-            sampling=request.sampling.replace(max_new_tokens=max(1, min(request.sampling.max_new_tokens, room))),
+            sampling=request.sampling.replace(max_new_tokens=min(request.sampling.max_new_tokens, room)),
             seed=request.sampling.seed
             if request.sampling.seed is not None
             else int.from_bytes(os.urandom(4), "little"),
@@ -365,8 +422,8 @@ class LocalSynthesizer:
             self._worker.stop(speech_id)
 
     def prepare(self, session_id: str, context: ContextSpec) -> None:
-        if self._worker is not None:
-            self._worker.prepare(session_id, self._context_rows(context), len(self._prefix_rows(context.voice)))
+        if self._worker is not None and len(rows := self._context_rows(context)) < self.info.max_positions:
+            self._worker.prepare(session_id, rows, len(self._prefix_rows(context.voice)))
 
     def close_session(self, session_id: str) -> None:
         self._listening.pop(session_id, None)
@@ -462,6 +519,10 @@ class LocalSynthesizer:
         while len(self._rows) > 512:
             self._rows.popitem(last=False)
         return rows
+
+
+def _closed_error() -> EngineClosedError:
+    return EngineClosedError("this engine is closed; create another one")
 
 
 __all__ = ["Guards", "LocalSynthesizer"]

@@ -76,6 +76,11 @@ class Sounding:
             raise EngineClosedError("the engine has not been started; await start() first")
         return self._info
 
+    @property
+    def failure(self) -> HiggsVoiceError | None:
+        """Why this engine speaks nothing more, however long one waits; None while it does. It is for good: create another one."""
+        return self._failure
+
     async def start(self) -> None:
         async with self._starting:
             if self._closed:
@@ -93,11 +98,15 @@ class Sounding:
                         f"the model {self._model} and its codec do not fit: the model speaks {theirs.num_codebooks} codebooks of "
                         f"{theirs.codebook_size} codes, the codec has {ours.num_codebooks} of {ours.codebook_size}"
                     )
+                if self._closed:
+                    raise EngineClosedError("this engine is closed; create another one")
                 self._line, self._info = line, replace(theirs, codec_fingerprint=ours.fingerprint)
-            except BaseException:
+            except BaseException as error:
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
                 await self._disconnect()
+                if self._closed and isinstance(error, Exception) and not isinstance(error, EngineClosedError):
+                    raise EngineClosedError("this engine is closed; create another one") from error
                 raise
 
     async def aclose(self) -> None:

@@ -254,6 +254,21 @@ class Runner:
         self._begun = self.sampler.ints[self._padding].clone()
         self._window = self.sampler.window
 
+    def check(self) -> None:
+        """Begin a generation that nobody asked for, and wait for the device: who was refused by anything else than its own request
+        is refused here too. Errors: whatever is wrong; `EngineBusyError` where there is no room to look."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize(self.device)
+        slot = self.pool.acquire()
+        try:
+            self.prefill(slot, Rows.of_text([0], self.num_codebooks))
+            self.start(slot, Sampling(), seed=0)
+            if on_gpu:
+                torch.cuda.synchronize(self.device)
+        finally:
+            slot.release()
+
     def warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Capture the steps for batches up to this size, and compile what a prefill takes, so that no stream waits for it. Nothing
         to do on a CPU. ``should_stop`` is asked before each of them, which takes seconds at most."""

@@ -33,7 +33,9 @@ from ..config import Sampling
 BLOCK = 64
 """Rows of uniform numbers drawn at once."""
 FIRST_WINDOW = 16
-"""Rows of history that the tables have room for at first."""
+"""Rows of history that the tables have room for at first; it doubles from there."""
+COLDEST = 1e-6
+"""A temperature below this is greedy: float32 cannot divide every logit by it."""
 
 # Columns of the integer table; the last row [K] and the history [window, K] follow.
 PRODUCED, EOS_AGE, POSITION, LAST = 0, 1, 2, 3
@@ -55,7 +57,7 @@ def filtered(scores: Tensor, temperature: Tensor, top_k: Tensor | None, top_p: T
     """Probabilities [B, K, V] after temperature, top-k and top-p, largest first, and the codes they belong to.
 
     ``scores`` [B, K, V] float32; the others [B, 1, 1], ``top_k`` integer, None if nobody has it. What is filtered out is 0;
-    top-p leaves the rest unnormalised. Codes as probable as the k-th stay, as in transformers.
+    top-p leaves the rest unnormalised. Codes as probable as the k-th stay, as in transformers, and the most probable one always.
     """
     ordered, codes = (scores / temperature).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
@@ -63,13 +65,19 @@ def filtered(scores: Tensor, temperature: Tensor, top_k: Tensor | None, top_p: T
         ordered = ordered.masked_fill(ordered < smallest, -torch.inf)
     p = ordered.softmax(dim=-1)
     before = p.cumsum(dim=-1) - p
-    return p.masked_fill(before >= top_p, 0.0), codes
+    return p.masked_fill(before >= top_p.clamp(min=torch.finfo(p.dtype).tiny), 0.0), codes
 
 
 def invert(p: Tensor, u: Tensor) -> Tensor:
-    """Index [...] at which the cumulative sum of p [..., V] passes u [...] times its total."""
+    """Index [...] at which the cumulative sum of p [..., V] passes u [...] times its total; always one of the V, also where the
+    total is 0 or not a number."""
     cumulative = p.cumsum(dim=-1)
-    return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(dim=-1)
+    return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(dim=-1).clamp(max=p.shape[-1] - 1)
+
+
+def _temperature(sampling: Sampling) -> float:
+    """The temperature as the tables have it: 0 is greedy."""
+    return sampling.drawn_at if sampling.drawn_at >= COLDEST else 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +138,8 @@ class Sampler:
         state = [1, 0, position] + [self.bos] * self.num_codebooks
         self.ints[line] = torch.from_numpy(np.concatenate([state, past.reshape(-1)])).to(self.device)
         top_k = min(sampling.top_k or self.vocabulary, self.vocabulary)
-        parameters = [sampling.drawn_at, top_k, sampling.top_p, ras, sampling.ras_win_max_num_repeat]
+        repeats = min(sampling.ras_win_max_num_repeat, self.window + 1)  # more never stand there
+        parameters = [_temperature(sampling), top_k, sampling.top_p, ras, repeats]
         self.parameters[line] = torch.tensor(parameters, dtype=torch.float32).to(self.device)
         self._cache.clear()
 
@@ -139,6 +148,8 @@ class Sampler:
         self.uniforms[line] = torch.from_numpy(uniforms(rng, BLOCK, self.num_codebooks)).to(self.device)
 
     def _widen(self, window: int) -> None:
+        # Other tables are other graphs on a GPU: doubling keeps it to a few times.
+        window = max(window, 2 * self.window)
         ints = torch.full((len(self.ints), self.history + window * self.num_codebooks), NOTHING, device=self.device)
         ints[:, : self.history] = self.ints[:, : self.history]
         ints[:, -self.window * self.num_codebooks :] = self.ints[:, self.history :]
@@ -150,8 +161,8 @@ class Sampler:
         if key not in self._cache:
             self._cache[key] = self.gather(
                 torch.tensor(which, device=self.device),
-                draw=any(sampling.drawn_at > 0 for sampling in settings),
-                greedy=any(sampling.drawn_at == 0 for sampling in settings),
+                draw=any(_temperature(sampling) > 0 for sampling in settings),
+                greedy=any(_temperature(sampling) == 0 for sampling in settings),
                 top_k=any(sampling.top_k is not None for sampling in settings),
                 ras=any(sampling.ras_win_len is not None for sampling in settings),
             )

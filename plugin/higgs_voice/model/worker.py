@@ -3,6 +3,9 @@
 Commands come in from any thread and never wait; what a stream produces goes out through its `Listener`, on the worker's
 thread. A tick drains the commands, asks the scheduler, takes one step with everybody who is due, then gives one piece of
 prefill to who waits for it, or to the background. A stop is seen at the next tick: within one step, or one piece.
+
+What fails before a stream's first step is that stream's own failure, unless `Runner.check` fails too. A step is shared, and its
+failure a crash: it ends all streams, and some crashes in a row end the worker.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..audio import FRAME_RATE
 from ..config import Sampling
-from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, NoAudioError, RunawayError
+from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, EngineError, NoAudioError, RunawayError
 from .kv import KvSlot
 from .prompt import Rows
 from .runner import PIECE, Generation, PendingStep, Runner, StepResult
@@ -124,6 +127,7 @@ class Worker:
         self.pace = Pace()
         """How long the work of a step takes, by the number of streams."""
         self.dead: EngineDiedError | None = None
+        """Why the worker gave up, once it did: it takes no stream any more."""
         self._runner = runner
         self.pool = runner.pool
         self._scheduler = scheduler
@@ -296,6 +300,9 @@ class Worker:
                 if not self._make_room():
                     self._end(job, "error", error)
                     return
+            except Exception as error:  # noqa: BLE001 - told to this stream; the others go on
+                self._failed(job, error)
+                return
         slot.crop(held)
         job.slot = slot
         job.timings["prefilled"] = float(len(job.rows) - held)
@@ -314,11 +321,43 @@ class Worker:
             if not self._make_room():  # else the next tick tries again
                 self._end(job, "error", error)
             return
+        except Exception as error:  # noqa: BLE001 - told to this stream; the others go on
+            self._failed(job, error)
+            return
         if job.generation is not None:
             job.timings["prefill"] = self._clock() - job.begun
             session = self._sessions[job.session]
             if job.next_rows is not None:
                 session.target, session.target_prefix, session.target_slot = job.next_rows, job.prefix, None
+            if job.generation.exhausted:  # it may take no step that could end it
+                self._end(job, "length", None)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """A stream could not be begun. Raises ``error`` where no other could be."""
+        self._check(error)
+        log.error("a stream could not be begun; it ends, the others go on", exc_info=error)
+        if job.slot is not None:
+            self._discard(self._sessions[job.session], job.slot)
+        failed = EngineError(f"the engine could not begin this chunk: {type(error).__name__}: {error}")
+        failed.__cause__ = error
+        self._end(job, "error", failed)
+
+    def _check(self, error: Exception) -> None:
+        """Whose failure this is: raises it where it is the engine's."""
+        try:
+            self._runner.check()
+        except (EngineBusyError, torch.OutOfMemoryError):
+            pass  # no room to look
+        except Exception:  # noqa: BLE001 - a consequence of what is raised
+            raise error from None
+
+    def _discard(self, session: _Session, slot: KvSlot) -> None:
+        """Give up a session's slot of which nothing is certain."""
+        if slot in session.slots:
+            session.slots.remove(slot)
+        if session.target_slot is slot:
+            session.target_slot = None
+        self.pool.release(slot)
 
     def _step(self, jobs: list[Job]) -> None:
         live = [job for job in jobs if not job.stopped and job.generation is not None and job.generation.may_step]
@@ -528,6 +567,13 @@ class Worker:
             self._keep_prefix(slot, session.target_prefix)
         except (EngineBusyError, torch.OutOfMemoryError):
             session.target = None  # no room for work that nobody waits for
+            return
+        except Exception as error:
+            self._check(error)
+            log.exception("a context could not be made ready; the chunk that needs it will prefill it")
+            session.target = None
+            if session.target_slot is not None:
+                self._discard(session, session.target_slot)
             return
         if slot.length >= len(target):
             session.target = None
