@@ -54,8 +54,7 @@ KvDtype = Annotated[
     str,
     typer.Option(
         "--kv-dtype",
-        help="auto (the model's), or bfloat16, on a CPU: half the memory of contexts, quicker in long ones; no other server can "
-        "take over in mid-sentence then.",
+        help="auto (the model's), or bfloat16, on a CPU: half the memory of contexts, quicker in long ones.",
     ),
 ]
 WeightDtype = Annotated[

@@ -68,6 +68,7 @@ class EngineFacts(Message):
     max_positions: int
     max_clip_s: float
     codec_fingerprint: str
+    continues: bool = False
 
 
 class Failure(Message):
@@ -111,6 +112,10 @@ class Speak(Message):
     """Samples the server may be ahead of the last `Ack`."""
     pcm: bool = True
     """False: frames carry codes only; flow control counts the samples that the codes stand for."""
+    spoken: Digest | None = None
+    """What of this chunk another server has spoken, as an exchange; only where `EngineFacts.continues`."""
+    heard: Count = 0
+    """Samples of its sound that the client has."""
 
 
 class Ack(Message):

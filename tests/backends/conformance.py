@@ -264,6 +264,34 @@ class Conformance:
         late = 24000 * 6 // 10  # from there on at the latest, streaming is exact
         assert np.abs(streamed[late:] - whole[late:]).max() < 2e-3
 
+    @pytest.mark.parametrize(("said", "heard"), [(3, 0), (9, 2), (20, 9), (30, 30)])
+    async def test_what_another_engine_began_goes_on(self, engine: Synthesizer, said: int, heard: int) -> None:
+        if not engine.info.continues:
+            return
+        whole = await collect(engine, request())
+        begun = replace(request(session="t"), spoken=codes(whole)[:, :said], heard=heard * HOP)
+        rest = await collect(engine, begun)
+        assert np.array_equal(codes(rest), codes(whole)[:, said:])
+        assert audio(rest)[0].start == heard * HOP
+        assert finish(rest).frames == finish(whole).frames
+        expected = np.frombuffer(sound(whole), dtype="<i2").astype(np.int64)[heard * HOP :]
+        found = np.frombuffer(sound(rest), dtype="<i2").astype(np.int64)
+        assert found.shape == expected.shape
+        late = max(0, 24000 * 6 // 10 - heard * HOP)  # its pieces may be others
+        assert np.abs(found[late:] - expected[late:]).max(initial=0) < 66
+        alone = await collect(engine, replace(begun, session_id="u", speech_id="u/codes", pcm=False, heard=0))
+        assert not sound(alone)
+        assert np.array_equal(codes(alone), codes(rest))
+
+    async def test_it_goes_on_behind_what_it_would_not_have_said(self, engine: Synthesizer) -> None:
+        if not engine.info.continues:
+            return
+        other = codes(await collect(engine, request("Something else altogether.")))[:, :20]
+        rest = await collect(engine, replace(request(session="t"), spoken=other, heard=5 * HOP))
+        assert finish(rest).frames == 20 + codes(rest).shape[1] > 20
+        assert audio(rest)[0].start == 5 * HOP
+        assert len(sound(rest)) == 2 * HOP * (finish(rest).frames - 5)
+
     async def test_rows_grow_with_the_context(self, engine: Synthesizer) -> None:
         few = engine.count_rows(ContextSpec())
         heard = Exchange(TEXT, np.zeros((engine.info.num_codebooks, 50), dtype=np.int16))

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from higgs_voice import Reference, SessionSettings, Voice, VoiceSession, create_backend, wire
+from higgs_voice.audio import to_int16
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.backends.remote import RemoteSynthesizer
 from higgs_voice.config import Sampling
 from higgs_voice.conversation.synthesizer import (
     AudioEvent,
     ContextSpec,
+    EngineInfo,
     Exchange,
     FinishReason,
     SpeakRequest,
@@ -225,9 +227,80 @@ class _Other(FakeSynthesizer):
         return super().codes_for(text + "!", frames)
 
 
+async def test_a_server_with_other_dice_goes_on_behind_what_was_said() -> None:
+    gate, other = Gate(), _Other()
+    alone = await collect(FakeSynthesizer(), request(LONG))
+    async with serving(FakeSynthesizer(pace=gate)) as first, serving(other) as second:
+        async with Proxy(first.port) as proxy, client(proxy.url) as remote:
+            seen: list[SpeechEvent] = []
+            async with aclosing(remote.speak(request(LONG))) as events:
+                gate.allow(2)
+                for _ in range(2):
+                    seen.append(await anext(events))
+                proxy.target = second.port
+                proxy.cut()
+                await _read_on(events, seen)
+    said = other.requests[0].spoken
+    assert said is not None
+    assert np.array_equal(said, codes(alone)[:, :10])
+    whole = codes(seen)
+    assert np.array_equal(whole[:, :10], said)
+    assert np.array_equal(whole[:, 10:], other.codes_for(LONG, whole.shape[1])[:, 10:])
+    assert sound(seen) == to_int16(other.sound_of(whole)).tobytes()
+    assert finish(seen).frames == whole.shape[1]
+
+
+@pytest.mark.parametrize("pcm", [True, False])
+async def test_who_goes_on_keeps_to_the_window(pcm: bool) -> None:
+    """What was taken before counts on both sides."""
+    gate, second = Gate(), FakeSynthesizer()
+    asked = replace(request(" ".join([LONG] * 3)), pcm=pcm)
+    async with serving(FakeSynthesizer(pace=gate)) as one, serving(second) as two:
+        async with Proxy(one.port) as proxy, client(proxy.url, window_s=1.0) as remote:
+            async with aclosing(remote.speak(asked)) as events:
+                gate.allow(30)
+                for _ in range(20):
+                    await anext(events)
+                proxy.target = two.port
+                proxy.cut()
+                await until(lambda: bool(second.requests))
+                await until(lambda: second.steps > 0)
+                await asyncio.sleep(0.05)
+                begun = second.requests[0].spoken_frames
+                assert begun >= 100
+                assert second.steps <= 100 + 25 + 5 - begun + 5
+                rest = [event async for event in events]
+    assert finish(rest).frames == codes(rest).shape[1] + 100
+    assert second.steps == finish(rest).frames - begun
+
+
+class _Anew(_Other):
+    """An engine that does not go on with what another one began."""
+
+    @property
+    def info(self) -> EngineInfo:
+        return replace(super().info, continues=False)
+
+
+class _First(FakeSynthesizer):
+    @property
+    def info(self) -> EngineInfo:
+        return replace(super().info, continues=False)
+
+
+async def test_a_server_that_cannot_go_on_is_told() -> None:
+    async with serving(_First()) as server:
+        server.hub.engine = FakeSynthesizer()  # says that it can
+        async with client(server.url) as remote:
+            server.hub.engine = _First()
+            spoken = np.zeros((8, 4), dtype=np.int16)
+            with pytest.raises(RefusedError, match="does not go on"):
+                await collect(remote, replace(request(), spoken=spoken))
+
+
 async def test_a_server_that_speaks_it_differently_is_not_spliced_in() -> None:
     gate = Gate()
-    async with serving(FakeSynthesizer(pace=gate)) as first, serving(_Other()) as second:
+    async with serving(_First(pace=gate)) as first, serving(_Anew()) as second:
         async with Proxy(first.port) as proxy, client(proxy.url) as remote:
             async with aclosing(remote.speak(request(LONG))) as events:
                 gate.allow(1)

@@ -403,3 +403,28 @@ def test_threads_are_left_as_they_are(codec: HiggsAudioV2TokenizerModel) -> None
 def test_impossible_settings_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         StreamSettings(**values)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("handed_over", range(0, 90, 7))
+def test_a_stream_goes_on_where_another_one_was(tiny: Decoder, handed_over: int) -> None:
+    codes = random_codes(90)
+    first = tiny.open()
+    first.push(codes[:, :handed_over])
+    pieces: list[NDArray[np.float32]] = []
+    while first.ready:
+        pieces.append(first.pull())
+    second = tiny.open(codes[:, :handed_over], first.decoded)
+    second.push(codes[:, handed_over:])
+    while second.ready:
+        pieces.append(second.pull())
+    second.finish()
+    while second.ready:
+        pieces.append(second.pull())
+    assert second.ended
+    whole = np.concatenate(streamed(tiny, codes, list(range(1, 90))))
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=TOLERANCE)
+
+
+def test_sound_that_cannot_have_been_is_refused(tiny: Decoder) -> None:
+    with pytest.raises(ValueError, match="sound of 4 frames"):
+        tiny.open(random_codes(3), 4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from higgs_voice.model.delay import DelayReverter, build_delay, revert_delay
+from higgs_voice.model.delay import DelayReverter, begun_delay, build_delay, revert_delay
 from higgs_voice.model.loading import Loaded
 
 IDS = {"bos": 256, "eos": 257}
@@ -63,3 +63,17 @@ def test_a_bos_inside_is_the_last_code(codes: Any) -> None:
     rows[1 + 4 + 3, 3] = 256
     assert revert_delay(rows, **IDS)[3, 4] == 255
     assert push_all(rows)[3, 4] == 255
+
+
+@pytest.mark.parametrize("said", [0, 1, 3, 7, 8, 9, 20])
+def test_what_is_certain_behind_frames_that_are_said(codes: Any, said: int) -> None:
+    clip = codes(20)
+    rows = build_delay(clip, **IDS)
+    before, row, ahead = begun_delay(clip[:, :said], bos=256)
+    np.testing.assert_array_equal(np.concatenate([before, row[None]]), rows[: said + 1])
+    assert ahead.shape == (8, 8)
+    for place, codes_ahead in enumerate(ahead):
+        for book, code in enumerate(codes_ahead):
+            certain = said + place < book or said + place - book < said  # BOS, or of a frame that is said
+            assert code == (rows[said + 1 + place, book] if certain else -1)
+    assert (ahead[-1] == -1).all()

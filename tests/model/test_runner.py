@@ -18,6 +18,7 @@ from higgs_voice.model.kv import KvSlot, pick_kv_dtype
 from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Generation, Runner
+from higgs_voice.model.sampling import BLOCK
 from tests.model.oracle import Oracle
 
 GREEDY = Sampling(temperature=0.0, ras_win_len=None, max_new_tokens=24)
@@ -407,3 +408,49 @@ def test_keys_and_values_that_cannot_be_had_are_one_sentence(
 ) -> None:
     with pytest.raises(SettingsError, match=sentence):
         pick_kv_dtype(kind, model, torch.device(device))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY.replace(max_new_tokens=90), Sampling(max_new_tokens=90)])
+@pytest.mark.parametrize("said", [1, 5, 7, 8, 9, 30, BLOCK, BLOCK + 6])
+def test_behind_frames_of_another_generation_it_goes_on_as_that_one(
+    either: Runner, codes: Any, said: int, sampling: Sampling
+) -> None:
+    """In float32 to the last code: the same row, repetitions, numbers and length."""
+    opening = either.prompts.prefix(SYSTEM, None, (), [("Clip.", codes(30))]) + either.prompts.opening(
+        "Well, your order is ready now, and it is waiting for you at the door of the shop."
+    )
+    slot = either.pool.acquire()
+    try:
+        either.align(slot, opening)
+        whole = speak(either, either.start(slot, sampling, 3))
+        frames = revert_delay(whole, bos=either.bos, eos=either.eos)
+        assert frames.shape[1] > said
+        spoken = frames[:, :said]
+        either.align(slot, opening[:-2])  # it knows nothing of what it said
+        either.align(slot, opening + either.prompts.begun(spoken))
+        generation = either.start(slot, sampling, 3, spoken)
+        new: list[np.ndarray] = []
+        rows = [generation.row]
+        while not (generation.finished or generation.exhausted):
+            result = either.step([generation])[0]
+            assert result.row is not None
+            rows.append(result.row)
+            new += [result.frame] if result.frame is not None else []
+        np.testing.assert_array_equal(np.array(rows), whole[said:])
+        np.testing.assert_array_equal(np.array(new).T, frames[:, said:])
+        assert generation.frames == frames.shape[1]
+    finally:
+        slot.release()
+
+
+def test_it_goes_on_behind_codes_that_it_would_not_have_said(runner: Runner, slot: KvSlot, codes: Any) -> None:
+    spoken = codes(11)
+    runner.align(
+        slot, runner.prompts.prefix(SYSTEM) + runner.prompts.opening("Hello there.") + runner.prompts.begun(spoken)
+    )
+    generation = runner.start(slot, Sampling(max_new_tokens=60), 3, spoken)
+    rows = speak(runner, generation)
+    before = runner.prompts.begun(spoken).codes
+    frames = revert_delay(np.concatenate([before, rows]), bos=runner.bos, eos=runner.eos)
+    np.testing.assert_array_equal(frames[:, :11], spoken)
+    assert generation.frames == frames.shape[1] > 11

@@ -11,6 +11,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from higgs_voice.config import MAX_RAS_WINDOW, Sampling
 from higgs_voice.errors import SettingsError
+from higgs_voice.model.delay import begun_delay
 from higgs_voice.model.sampling import BLOCK, Sampler, filtered, invert, uniforms
 
 K, V, BOS, EOS = 4, 34, 32, 33
@@ -332,3 +333,34 @@ def test_a_bos_that_was_drawn_is_no_repetition_either() -> None:
     lines = sampler.gather(torch.tensor([0]))
     # A redraw at 0 would give code 0.
     assert [sampler.sample(logits, lines)[0].tolist() for _ in range(3)] == [[BOS] * K] * 3
+
+
+def test_frames_that_are_said_already_stay_as_they_are() -> None:
+    """Whatever the logits are, and however often a code stands there."""
+    spoken = np.array([[1, 2, 3, 4, 5, 6]] * K, dtype=np.int16)
+    spoken[3] = 9
+    rows = begun_delay(spoken, bos=BOS)[0]
+    sampler = make(1)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_max_num_repeat=1), rows, 6, spoken)
+    line = sampler.gather(torch.tensor([0]))
+    assert [tensor.tolist() for tensor in sampler.last(line)] == [[[6, 5, 4, 9]], [6]]
+    logits = torch.zeros(1, K, V)
+    logits[..., 20] = 9.0
+    assert sampler.sample(logits, line)[0].tolist() == [20, 6, 5, 9]
+    logits[..., 20], logits[..., 21] = 0.0, 9.0
+    assert sampler.sample(logits, line)[0].tolist() == [21, 21, 6, 9]
+    logits[..., 21], logits[..., 22] = 0.0, 9.0
+    assert sampler.sample(logits, line)[0].tolist() == [22, 22, 22, 9]
+    logits[..., 22], logits[..., 23] = 0.0, 9.0
+    assert sampler.sample(logits, line)[0].tolist() == [23] * K
+
+
+def test_an_end_behind_frames_that_are_said_leaves_them_whole() -> None:
+    spoken = np.array([[1, 2, 3, 4, 5, 6]] * K, dtype=np.int16)
+    sampler = make(1)
+    sampler.begin(0, Sampling(temperature=0.0, ras_win_len=None), begun_delay(spoken, bos=BOS)[0], 6, spoken)
+    logits = torch.zeros(1, K, V)
+    logits[..., EOS] = 9.0
+    line = sampler.gather(torch.tensor([0]))
+    rows = [sampler.sample(logits, line)[0].tolist() for _ in range(K)]
+    assert rows == [[EOS, 6, 5, 4], [EOS, EOS, 6, 5], [EOS, EOS, EOS, 6], [EOS] * K]

@@ -63,6 +63,7 @@ class FakeSynthesizer:
             codebook_size=1024,
             max_positions=max_positions,
             codec_fingerprint="fake",
+            continues=True,
         )
         self._frames_per_char = frames_per_char
         self._frames_per_event = frames_per_event
@@ -105,8 +106,12 @@ class FakeSynthesizer:
         if ending is FinishReason.COLLAPSE:
             frames = 0
         codes = self.codes_for(request.text, frames)
+        sent = heard = 0
+        if request.spoken is not None:
+            sent = min(request.spoken_frames, frames)
+            heard = min(request.heard, sent * HOP)
+            codes = np.concatenate([request.spoken[:, :sent], codes[:, sent:]], axis=1)
         sound = to_int16(self.sound_of(codes))
-        sent = 0
         while sent < frames:
             count = min(self._frames_per_event, frames - sent)
             pause = self._pace(request, sent) if self._pace is not None else asyncio.sleep(0)
@@ -116,10 +121,13 @@ class FakeSynthesizer:
                 yield FinishedEvent(FinishReason.STOPPED, sent)
                 return
             self.steps += count
-            pcm = sound[sent * HOP : (sent + count) * HOP].tobytes()
+            pcm = sound[heard : (sent + count) * HOP].tobytes()
             fresh = codes[:, sent : sent + count]
-            yield AudioEvent(pcm, sent * HOP, fresh) if request.pcm else AudioEvent(b"", 0, fresh)
+            yield AudioEvent(pcm, heard, fresh) if request.pcm else AudioEvent(b"", 0, fresh)
             sent += count
+            heard = sent * HOP
+        if request.pcm and heard < sent * HOP:
+            yield AudioEvent(sound[heard:].tobytes(), heard, codes[:, sent:])
         reason = ending or FinishReason.EOS
         kind = _ERRORS.get(reason)
         yield FinishedEvent(reason, frames, kind(f"scripted for {request.text!r}") if kind else None)

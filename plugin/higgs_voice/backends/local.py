@@ -45,11 +45,11 @@ log = logging.getLogger("higgs_voice.local")
 class _Channel:
     """Events from the worker's thread to one consumer on the event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, taken: int = 0) -> None:
         self._loop = loop
         self._events: deque[SpeechEvent | Exception] = deque()
         self._arrived = asyncio.Event()
-        self.taken = 0
+        self.taken = taken
         """Samples the consumer has taken."""
 
     def put(self, event: SpeechEvent | Exception) -> None:
@@ -93,7 +93,9 @@ class _Stream:
         sound: DecodeThread | None,
         listening: _Listening,
         codebooks: int,
+        spoken: int = 0,
     ) -> None:
+        """``spoken``: frames of the chunk that were there before."""
         self.channel = channel
         self._listening = listening
         self._no_codes: Codes = np.zeros((codebooks, 0), dtype=np.int16)
@@ -105,15 +107,15 @@ class _Stream:
         self._watch = SilenceWatch(guards)
         self._lock = threading.Lock()
         self._codes: list[Codes] = []
-        self._frames = 0
-        self._sent = 0
+        self._frames = spoken
+        self._first = self._sent = channel.taken
         self._ending: tuple[FinishReason, Exception | None] = FinishReason.EOS, None
 
     def view(self) -> tuple[float, float]:
         made = self._frames * HOP if self._sound is not None else 0
         waiting = (max(made, self._sent) - self.channel.taken) / SAMPLE_RATE
         buffered = self._listening.until - time.monotonic()
-        return (NOT_STARTED if not self._sent and buffered <= 0 else buffered), waiting
+        return (NOT_STARTED if self._sent == self._first and buffered <= 0 else buffered), waiting
 
     # The worker's thread
 
@@ -210,8 +212,7 @@ class LocalSynthesizer:
         codec_dtype: in what the codec's decoder multiplies; ``bfloat16``, on a CPU with AMX, is quicker, with an error of -50 dB.
         kv_dtype: in what the contexts' keys and values are kept; ``auto`` is the model's, ``bfloat16`` beside a float32 model on a CPU
             halves their memory and, where the processor computes in it, the time of attention. The tokens are then no longer those of
-            float32, and a context that was kept gives others than one that is read anew: a server that takes over in mid-sentence
-            cannot go on.
+            float32, and a context that was kept gives others than one that is read anew.
         weight_dtype: in what the layers' weights are kept; ``auto`` is the model's type, ``int8`` takes half the memory of bfloat16 on a
             GPU, where a step then reads half as much. The tokens are then no longer the model's own.
         max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
@@ -337,6 +338,7 @@ class LocalSynthesizer:
             codebook_size=parts.loaded.limits.codebook_size,
             max_positions=parts.loaded.limits.max_positions,
             codec_fingerprint=self._decoder.fingerprint,
+            continues=True,
         )
 
     async def _warm_up(self) -> None:
@@ -369,10 +371,14 @@ class LocalSynthesizer:
 
     async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         worker = self._running()
-        channel = _Channel(asyncio.get_running_loop())
+        heard = min(request.heard // HOP, request.spoken_frames) if request.pcm else 0
+        channel = _Channel(asyncio.get_running_loop(), heard * HOP)
         sound = self._sound if request.pcm else None
         listening = self._listening.setdefault(request.session_id, _Listening())
-        stream = _Stream(channel, self._guards, self._decoder.open(), sound, listening, self.info.num_codebooks)
+        decode = self._decoder.open(request.spoken, heard)
+        stream = _Stream(
+            channel, self._guards, decode, sound, listening, self.info.num_codebooks, spoken=request.spoken_frames
+        )
         job = self._job(request, stream)
         stream.job = job
         worker.submit(job)
@@ -394,12 +400,19 @@ class LocalSynthesizer:
     def _job(self, request: SpeakRequest, stream: _Stream) -> Job:
         prefix = self._prefix_rows(request.context.voice)
         rows = Rows.concat([self._context_rows(request.context), self._builder.opening(request.text)])
+        spoken = request.spoken_frames
         room = self.info.max_positions - len(rows)
         if room < self._builder.num_codebooks + self._guards.min_frames:  # the rows of the shortest chunk that is one
             raise EngineError(
                 f"the context and the text take {len(rows)} of the model's {self.info.max_positions} rows, which leaves no room to "
                 "speak; use shorter reference clips or a smaller window"
             )
+        if spoken >= room:
+            raise EngineError(
+                f"{spoken} frames of the chunk are spoken already, and the model has room for {room} rows"
+            )
+        if request.spoken is not None:
+            rows += self._builder.begun(request.spoken)
         guards = self._guards
         return Job(
             key=request.speech_id,
@@ -414,6 +427,7 @@ class LocalSynthesizer:
             min_frames=guards.min_frames,
             retries=guards.retries,
             listener=stream,
+            spoken=request.spoken,
             next_rows=self._context_rows(request.next_context) if request.next_context is not None else None,
         )
 

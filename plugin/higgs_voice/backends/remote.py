@@ -2,8 +2,8 @@
 
 The session stays here, with its context and what was heard; the server is asked one chunk at a time and its state is a cache.
 So a line that breaks, a server that restarts and a hand-over to another server are one case: what is being read goes on with
-the next frame where the server still has it, and is otherwise asked again with the same seed, and its sound is taken up
-where it broke off, after its codes were seen to be the same.
+the next frame where the server still has it. Otherwise another one is given the codes that were said, and goes on behind them at the
+sample where it broke off. An engine that cannot do that says all of it again, by the same seed, and must say the same.
 """
 
 from __future__ import annotations
@@ -200,6 +200,10 @@ class RemoteSynthesizer:
             self._move()  # a server that is shutting down takes no new sessions
         self._numbers += 1
         stream = _Stream(self._numbers, request)
+        if request.spoken is not None:
+            stream.codes.append(request.spoken)
+            stream.frames = request.spoken_frames
+            stream.samples = stream.taken = request.heard if request.pcm else self._samples(request.spoken)
         self._streams[stream.number] = stream
         self._sessions.add(request.session_id)
         try:
@@ -337,6 +341,11 @@ class RemoteSynthesizer:
             stream.request = request
         stream.next_seq = 0
         stream.again = 0
+        spoken: Exchange | None = None
+        if stream.frames and self.info.continues:  # it goes on; another one must say all of it again
+            spoken = Exchange("", np.concatenate(stream.codes, axis=1))
+            stream.again = stream.frames
+            self._send_exchange(spoken)
         self._send_exchanges(request.context)
         if request.next_context is not None:
             self._send_exchanges(request.next_context)
@@ -351,6 +360,8 @@ class RemoteSynthesizer:
                 next_context=self._ref(request.next_context) if request.next_context is not None else None,
                 window=self._window,
                 pcm=request.pcm,
+                spoken=self._digest(spoken) if spoken is not None else None,
+                heard=stream.samples if spoken is not None and request.pcm else 0,
             )
         )
         if stream.taken:
@@ -365,13 +376,16 @@ class RemoteSynthesizer:
 
     def _send_exchanges(self, context: ContextSpec) -> None:
         for exchange in (*context.voice.references, *context.exchanges):
-            name = self._digest(exchange)
-            if name not in self._known and self._ready.is_set():
-                if len(self._known) > 65536:
-                    self._known.clear()
-                self._known.add(name)
-                self._outbox.append(wire.ExchangeFrame(_plain(exchange.text), exchange.codes).pack())
-                self._outbox_changed.set()
+            self._send_exchange(exchange)
+
+    def _send_exchange(self, exchange: Exchange) -> None:
+        name = self._digest(exchange)
+        if name not in self._known and self._ready.is_set():
+            if len(self._known) > 65536:
+                self._known.clear()
+            self._known.add(name)
+            self._outbox.append(wire.ExchangeFrame(_plain(exchange.text), exchange.codes).pack())
+            self._outbox_changed.set()
 
     def _ref(self, context: ContextSpec) -> wire.ContextRef:
         voice = context.voice

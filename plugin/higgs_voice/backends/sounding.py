@@ -100,7 +100,7 @@ class Sounding:
                     )
                 if self._closed:
                     raise EngineClosedError("this engine is closed; create another one")
-                self._line, self._info = line, replace(theirs, codec_fingerprint=ours.fingerprint)
+                self._line, self._info = line, replace(theirs, codec_fingerprint=ours.fingerprint, continues=False)
             except BaseException as error:
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)

@@ -68,13 +68,14 @@ def regular(settings: StreamSettings, reach: int, hop: int) -> set[Shape]:
 class DecodeStream:
     """The state of one utterance being decoded: its last frames, and how far the sound has come."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, codes: NDArray[np.int64], done: int) -> None:
         self._decoder = decoder
-        self._codes = np.zeros((decoder.num_codebooks, 0), dtype=np.int64)  # [K, T] from frame `_first` on
+        self._codes = codes  # [K, T] from frame `_first` on
         self._first = 0
-        self._received = 0
+        self._received = codes.shape[1]
         self._done = 0
         self._finished = False
+        self._advance(done)
 
     @property
     def received(self) -> int:
@@ -217,9 +218,15 @@ class Decoder:
             sound[(start - begin) * self.hop : (stop - begin) * self.hop] = piece
         return sound
 
-    def open(self) -> DecodeStream:
-        """A stream for one utterance; its first and last samples are those of the utterance decoded alone."""
-        return DecodeStream(self)
+    def open(self, codes: NDArray[np.integer] | None = None, done: int = 0) -> DecodeStream:
+        """A stream for one utterance; its first and last samples are those of the utterance decoded alone.
+
+        With ``codes`` [K, n], what was pushed before, to another one; ``done``: frames whose sound was pulled there.
+        """
+        begun = self.check(codes) if codes is not None else np.zeros((self.num_codebooks, 0), dtype=np.int64)
+        if not 0 <= done <= begun.shape[1]:
+            raise ValueError(f"sound of {done} frames cannot have come from {begun.shape[1]}")
+        return DecodeStream(self, begun, done)
 
     def decode_ready(self, streams: Sequence[DecodeStream]) -> list[Samples]:
         """The next piece of every stream (empty where nothing is ready), pieces of equal shape in one batch."""

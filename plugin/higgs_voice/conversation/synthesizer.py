@@ -76,6 +76,15 @@ class SpeakRequest:
     prefill it in the background, so that a window that slides costs no time later."""
     pcm: bool = True
     """False: only the codes are wanted; events come for every frame and their ``pcm`` is empty."""
+    spoken: Codes | None = None
+    """Frames [K, n] of this very chunk that another engine spoke before it was lost, where `EngineInfo.continues`: this one goes on
+    behind them, whatever it would have said itself. Events bring what comes after them, and sound from sample `heard` on."""
+    heard: int = 0
+    """Samples of the sound of `spoken` that are there already, whole frames of them; the rest of it comes first."""
+
+    @property
+    def spoken_frames(self) -> int:
+        return int(self.spoken.shape[1]) if self.spoken is not None else 0
 
 
 class FinishReason(StrEnum):
@@ -142,6 +151,9 @@ class EngineInfo:
     max_clip_s: float = 30.0
     codec_fingerprint: str = ""
     """Codes of two engines with the same fingerprint mean the same sound."""
+    continues: bool = False
+    """Whether it goes on with a chunk that another engine began (`SpeakRequest.spoken`). One that does not is asked for the chunk anew,
+    with the same seed, and must give the same codes again."""
 
 
 @runtime_checkable

@@ -27,6 +27,19 @@ def build_delay(codes: Codes, *, bos: int, eos: int) -> Codes:
     return rows
 
 
+def begun_delay(codes: Codes, *, bos: int) -> tuple[Codes, Codes, Codes]:
+    """Where a generation that has given frames [K, T] stands: the rows before the last one that is complete [T, K], that row [K],
+    and for the K rows after it the codes [K, K] that are already said, -1 where one is yet to be drawn.
+
+    With no frames that is the beginning: nothing before it, the all-BOS row, and BOS where a codebook has not begun.
+    """
+    books, frames = codes.shape
+    rows = build_delay(codes, bos=bos, eos=-1)
+    ahead = np.full((books, books), -1, dtype=np.int16)
+    ahead[: books - 1] = rows[frames + 1 : frames + books]
+    return rows[:frames], rows[frames], ahead
+
+
 def revert_delay(rows: Codes, *, bos: int, eos: int) -> Codes:
     """Delayed rows [R, K], the first of them all BOS, to the codes [K, T] that are complete in them.
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .delay import Codes, build_delay
+from .delay import Codes, begun_delay, build_delay
 
 BEGIN = "<|begin_of_text|>"
 SYSTEM = "<|start_header_id|>system<|end_header_id|>\n\n"
@@ -237,6 +237,10 @@ class PromptBuilder:
     def exchange(self, text: str, codes: Codes) -> Rows:
         """`opening`, the audio's delayed rows (all BOS first, all EOS last), the end of the message."""
         return Rows.concat([self.opening(text), self._audio(codes), self._after_audio])
+
+    def begun(self, codes: Codes) -> Rows:
+        """Behind `opening`: what a generation that has given frames [K, T] has fed, up to the last row that they make complete."""
+        return Rows.of_audio(begun_delay(codes, bos=self.bos)[0], self.audio_token)
 
     def _audio(self, codes: Codes) -> Rows:
         audio = Rows.of_audio(build_delay(codes, bos=self.bos, eos=self.eos), self.audio_token)

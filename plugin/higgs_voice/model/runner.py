@@ -21,13 +21,13 @@ from torch import Tensor
 from ..captured import BUCKETS
 from ..config import Sampling
 from ..errors import EngineBusyError
-from .delay import Codes, DelayReverter
+from .delay import Codes, DelayReverter, begun_delay
 from .forward import Forward
 from .graphs import CudaGraphed
 from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
-from .sampling import BLOCK, Lines, Sampler
+from .sampling import BLOCK, Lines, Sampler, uniforms
 
 PIECE = 64
 """Rows prefilled at a time, at most: how long a stop waits."""
@@ -48,9 +48,11 @@ class Generation:
     pending: int = 0
     """Steps launched whose results were not taken yet."""
     produced: int = 1
-    """Rows produced, the all-BOS row among them."""
+    """Rows produced since it began, the one it began with among them."""
     frames: int = 0
     """Frames completed."""
+    again: int = 0
+    """Frames that were said before it began and are yet to be completed once more."""
     finished: bool = False
     """Whether the last row was EOS in all codebooks, or nobody wants what comes: steps under way are not taken any more."""
 
@@ -73,7 +75,7 @@ class StepResult:
     row: NDArray[np.int16] | None
     """[K] the delayed row drawn; None if `error` is set."""
     frame: NDArray[np.int16] | None
-    """[K] the frame it completed, if it did; frames come in order, the first K rows after the all-BOS row."""
+    """[K] the frame it completed, if it did and it is new; frames come in order, the first K rows after the all-BOS row."""
     finished: bool
     """The row was EOS in all codebooks: the generation is over."""
     error: EngineBusyError | None = None
@@ -192,19 +194,36 @@ class Runner:
         complete = self.prefill(slot, rows[reused:], piece=piece, should_stop=should_stop)
         return Alignment(reused=reused, prefilled=slot.length - reused, complete=complete)
 
-    def start(self, slot: KvSlot, sampling: Sampling, seed: int) -> Generation:
+    def start(self, slot: KvSlot, sampling: Sampling, seed: int, spoken: Codes | None = None) -> Generation:
         """Begin a generation behind a slot's rows, which end with `PromptBuilder.opening`. The slot is the generation's
-        until it is over; cropping or prefilling it in between makes the generation meaningless."""
+        until it is over; cropping or prefilling it in between makes the generation meaningless.
+
+        ``spoken`` [K, T]: frames of it that are said already, with `PromptBuilder.begun` of them behind the opening. It goes on as a
+        generation with this seed does that has drawn them itself.
+        """
         slot.reserve(slot.length + 1)
         sampling = sampling.recommended(self.loaded.temperature)
-        self.sampler.begin(slot.index, sampling, slot.rows.last_audio(sampling.ras_win_len or 0), slot.length)
+        rng = np.random.default_rng(seed)
+        reverter = DelayReverter(self.num_codebooks, bos=self.bos, eos=self.eos)
+        if spoken is None:
+            spoken = np.zeros((self.num_codebooks, 0), dtype=np.int16)
+        frames = spoken.shape[1]
+        before, row, _ = begun_delay(spoken, bos=self.bos)
+        for pushed in (*before[1:], *([row] if frames else [])):
+            reverter.push(pushed)
+        if frames:
+            uniforms(rng, frames, self.num_codebooks)  # the rows before drew these
+            sampling = sampling.replace(max_new_tokens=max(1, sampling.max_new_tokens - frames))
+        self.sampler.begin(slot.index, sampling, slot.rows.last_audio(sampling.ras_win_len or 0), slot.length, spoken)
         return Generation(
             slot=slot,
             sampling=sampling,
             seed=seed,
-            rng=np.random.default_rng(seed),
-            reverter=DelayReverter(self.num_codebooks, bos=self.bos, eos=self.eos),
-            row=np.full(self.num_codebooks, self.bos, dtype=np.int16),
+            rng=rng,
+            reverter=reverter,
+            row=row,
+            frames=frames,
+            again=min(frames, self.num_codebooks - 1),
         )
 
     def step(self, generations: Sequence[Generation]) -> list[StepResult]:
@@ -340,6 +359,9 @@ class Runner:
         generation.produced += 1
         generation.finished = bool((row == self.eos).all())
         frame = generation.reverter.push(row)
+        if frame is not None and generation.again:
+            generation.again -= 1
+            frame = None
         if frame is not None:
             generation.frames += 1
         return StepResult(generation, row=row, frame=frame, finished=generation.finished)

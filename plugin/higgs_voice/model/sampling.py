@@ -2,7 +2,7 @@
 
 The semantics are those of transformers' `HiggsAudioV2GenerationMixin._sample`, but for the end, which is the original's:
 
-- Codebook k is BOS until row k has passed. When a codebook k says EOS first, the codebooks before it say EOS in the same
+- Codebook k is BOS until row k has passed. (Behind frames that are said already it is their codes, until they end.) When a codebook k says EOS first, the codebooks before it say EOS in the same
   row, and the rows after it force an EOS staircase: codebooks up to k on the next row, up to k + 1 on the one after it, ….
   (transformers begins the staircase at codebook 0 whichever said EOS, which is the same where it was codebook 0, and up to
   seven rows longer where it was not.) The staircase starts one row later than in the rows of a clip, where codebook 1 says
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Sampling
+from .delay import begun_delay
 
 BLOCK = 64
 """Rows of uniform numbers drawn at once."""
@@ -120,27 +121,41 @@ class Sampler:
         """Column at which the history begins."""
         width = self.history + self.window * num_codebooks
         self.ints = torch.full((count, width), NOTHING, dtype=torch.int64, device=device)
-        """[count, …]: rows produced, codebooks that must say EOS (0: it has not ended), position of the next row, the last row, history."""
+        """[count, …]: rows produced since it began, codebooks that must say EOS (0: it has not ended), position of the next row, the last row, history."""
+        self.ahead = torch.full((count, num_codebooks, num_codebooks), NOTHING, dtype=torch.int64, device=device)
+        """[count, K, K]: codes of the first K rows drawn that are certain before; `NOTHING` where one is to be drawn."""
         self.parameters = torch.ones((count, 5), device=device)
         self.uniforms = torch.zeros((count, BLOCK, num_codebooks, 2), device=device)
 
-    def begin(self, line: int, sampling: Sampling, history: NDArray[np.int16], position: int) -> None:
-        """Start a line. ``history`` [n, K]: audio rows of the context; ``position`` is where the all-BOS row will stand.
+    def begin(
+        self,
+        line: int,
+        sampling: Sampling,
+        history: NDArray[np.int16],
+        position: int,
+        spoken: NDArray[np.int16] | None = None,
+    ) -> None:
+        """Start a line. ``history`` [n, K]: audio rows of the context; ``position`` is where the row to be fed first will stand.
 
-        The all-BOS row is the first row produced: nothing else can come first.
+        That is the all-BOS row, since nothing else can come first; or, behind frames ``spoken`` [K, T], the last row that they
+        make complete, with the rows before it in ``history``.
         """
+        frames = spoken if spoken is not None else np.zeros((self.num_codebooks, 0), dtype=np.int16)
+        _, row, ahead = begun_delay(frames, bos=self.bos)
         ras = sampling.ras_win_len or 0
         if ras > self.window:
             self._widen(ras)
         past = np.full((self.window, self.num_codebooks), NOTHING, dtype=np.int64)
         kept = history[-(self.window - 1) :].astype(np.int64)
         past[self.window - 1 - len(kept) : self.window - 1] = np.where(kept < self.bos, kept, NOTHING)
-        state = [1, 0, position] + [self.bos] * self.num_codebooks
+        past[-1] = np.where(row < self.bos, row, NOTHING)
+        state = [1, 0, position, *row.tolist()]
         self.ints[line] = torch.from_numpy(np.concatenate([state, past.reshape(-1)])).to(self.device)
         top_k = min(sampling.top_k or self.vocabulary, self.vocabulary)
         repeats = min(sampling.ras_win_max_num_repeat, self.window + 1)  # more never stand there
         parameters = [_temperature(sampling), top_k, sampling.top_p, ras, repeats]
         self.parameters[line] = torch.tensor(parameters, dtype=torch.float32).to(self.device)
+        self.ahead[line] = torch.from_numpy(ahead.astype(np.int64)).to(self.device)
         self._cache.clear()
 
     def refill(self, line: int, rng: np.random.Generator) -> None:
@@ -196,7 +211,7 @@ class Sampler:
         """The next rows [B, K] of lines from ``logits`` [B, K, V] float32."""
         state = self.ints.index_select(0, lines.index)
         history = state[:, self.history :].view(len(state), self.window, self.num_codebooks)
-        produced, age = state[:, PRODUCED, None], state[:, EOS_AGE, None]
+        age = state[:, EOS_AGE, None]
         turn = (state[:, PRODUCED] - 1) % BLOCK
         numbers = self.uniforms.flatten(0, 1).index_select(0, lines.index * BLOCK + turn)
 
@@ -208,10 +223,13 @@ class Sampler:
             if lines.greedy is not None:
                 codes = torch.where(lines.greedy, logits.argmax(dim=-1), codes)
         # Forced codes come before the count of repetitions, in which they have no part.
-        codes = codes.masked_fill(self._books >= produced, self.bos).masked_fill(self._books < age, self.eos)
+        row = state[:, PRODUCED].clamp(max=self.num_codebooks) - 1
+        ahead = self.ahead.flatten(0, 1).index_select(0, lines.index * self.num_codebooks + row)
+        drawn = ahead == NOTHING
+        codes = torch.where(drawn, codes, ahead).masked_fill(self._books < age, self.eos)
         if lines.recent is not None:
             # A line without repetition-aware sampling looks at no row, and at least one repeat is needed.
-            again = ((history == codes[:, None]) & lines.recent).sum(dim=1) >= lines.repeats
+            again = (((history == codes[:, None]) & lines.recent).sum(dim=1) >= lines.repeats) & drawn
             if self.device.type != "cpu" or again.any():
                 codes = torch.where(again, invert(logits.softmax(dim=-1), numbers[..., 1]), codes)
 

@@ -58,7 +58,7 @@ class Job:
     key: str
     session: str
     rows: Rows
-    """The whole prompt: context and opening."""
+    """The whole prompt: context and opening, and `PromptBuilder.begun` of what is spoken."""
     prefix: int
     """How many of `rows` are the voice's own prefix."""
     sampling: Sampling
@@ -68,6 +68,8 @@ class Job:
     min_frames: int
     """An end before this many frames is a collapse, tried again with another seed."""
     listener: Listener
+    spoken: NDArray[np.int16] | None = None
+    """[K, n] frames of it that are said already; they count for both limits."""
     next_rows: Rows | None = None
     """The window after this chunk, less its own exchange; prefilled in the background."""
     retries: int = 2
@@ -83,6 +85,14 @@ class Job:
     generation: Generation | None = None
     held: list[NDArray[np.int16]] = field(default_factory=list[NDArray[np.int16]])
     """Frames held back until it is clear that the stream did not collapse."""
+
+    def __post_init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Nothing was generated yet."""
+        self.frames = self.spoken.shape[1] if self.spoken is not None else 0
+        self.held.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -316,7 +326,7 @@ class Worker:
                 self._runner.prefill(slot, job.rows[done : done + PIECE])
                 self._keep_prefix(slot, job.prefix)
             if slot.length == len(job.rows):
-                job.generation = self._runner.start(slot, job.sampling, job.seed)
+                job.generation = self._runner.start(slot, job.sampling, job.seed, job.spoken)
         except (EngineBusyError, torch.OutOfMemoryError) as error:
             if not self._make_room():  # else the next tick tries again
                 self._end(job, "error", error)
@@ -427,8 +437,7 @@ class Worker:
         job.seed = (job.seed * 1103515245 + 12345) % 2**31
         job.sampling = job.sampling.recommended(self._runner.loaded.temperature).again()
         self._leave(job)
-        job.frames = 0
-        job.held.clear()
+        job.begin_anew()
         job.slot.crop(len(job.rows))
         return True
 

@@ -347,7 +347,11 @@ class Client:
             )
             return self._refuse("capacity", error, stream=message.stream)
         contexts = [message.context, *([message.next_context] if message.next_context else [])]
-        if missing := self._missing(*contexts):
+        if message.spoken is not None and not self.hub.engine.info.continues:
+            error = RefusedError("this server's engine does not go on with what another one has begun")
+            return self._refuse("spoken", error, stream=message.stream)
+        spoken = (message.spoken,) if message.spoken is not None else ()
+        if missing := self._missing(*contexts, more=spoken):
             self.send(wire.Unknown(stream=message.stream, missing=missing))
             return None
         if (frames := max(map(self._frames, contexts))) > (most := self.hub.engine.info.max_positions):
@@ -361,6 +365,8 @@ class Client:
             sampling=message.sampling,
             next_context=self._context(message.next_context) if message.next_context else None,
             pcm=message.pcm,
+            spoken=self._store[message.spoken].codes if message.spoken is not None else None,
+            heard=message.heard,
         )
         window = int(settings.max_window_s * self.hub.engine.info.sample_rate)
         stream = Stream(self, message.stream, request, window=min(message.window, window))
@@ -449,9 +455,9 @@ class Client:
         while self._stored > self.hub.settings.max_store_mb * 1e6 and len(self._store) > 1:
             self._stored -= _size(self._store.popitem(last=False)[1])
 
-    def _missing(self, *contexts: wire.ContextRef) -> tuple[str, ...]:
+    def _missing(self, *contexts: wire.ContextRef, more: tuple[str, ...] = ()) -> tuple[str, ...]:
         names = {name: None for context in contexts for name in (*context.references, *context.exchanges)}
-        return tuple(name for name in names if name not in self._store)
+        return tuple(name for name in (*names, *more) if name not in self._store)
 
     def _frames(self, context: wire.ContextRef) -> int:
         return sum(self._store[name].frames for name in (*context.references, *context.exchanges))
@@ -491,7 +497,9 @@ class Stream:
         self._waited = 0.0
         self._unacked: deque[tuple[int, bytes | str]] = deque()
         self._seq = 0
-        self._sent = 0
+        # Of codes alone the client counts the samples that they stand for.
+        info = client.hub.engine.info
+        self._sent = request.heard if request.pcm else request.spoken_frames * (info.sample_rate // info.frame_rate)
         self._acked = 0
         self._stopped = False
         self._finished = False
@@ -564,7 +572,7 @@ class Stream:
         rate = info.sample_rate
         if event.pcm:
             if self.first_at is None:
-                self.first_at = now
+                self.first_at = now - event.start / rate
                 self.first_pcm_s = now - self._asked_at
                 hub.metrics.ttfa.observe(self.first_pcm_s)
             elif now > self.first_at + event.start / rate + _LATE_S:
@@ -583,7 +591,7 @@ class Stream:
     def _finish(self, event: FinishedEvent) -> None:
         hub = self.client.hub
         hub.metrics.chunks.labels(event.reason.value).inc()
-        seconds = event.frames / hub.engine.info.frame_rate
+        seconds = max(0, event.frames - self.request.spoken_frames) / hub.engine.info.frame_rate
         hub.metrics.audio.inc(seconds)
         if seconds and event.reason is not FinishReason.STOPPED:
             work = event.timings.get("total", hub.clock() - self._asked_at) - self._waited
@@ -649,6 +657,7 @@ def engine_facts(engine: Synthesizer, settings: ServerSettings) -> wire.EngineFa
         max_positions=info.max_positions,
         max_clip_s=min(info.max_clip_s, settings.max_clip_s),
         codec_fingerprint=info.codec_fingerprint,
+        continues=info.continues,
     )
 
 
