@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,8 @@ VOICE = 0.012
 """Level, as a share of full scale over 10 ms, above which the recording counts as sound."""
 BLOCK = RATE // 5
 HOP = RATE // 20
+CAPTION = 300
+"""Characters of a caption that fit across the whole plot."""
 MOST_DELAY = RATE * 5 // 2
 """How far a turn may fall behind: the LLM's stall, and some."""
 
@@ -244,7 +247,9 @@ def draw(
             right = inside[-1].heard_s + BLOCK / RATE
             top.axvspan(left, right, color=colours[place % 2], zorder=0)
             text = said.reports[place].written.strip() if place < len(said.reports) else "(cut)"
-            top.text(left + 0.03, 0.98, text, rotation=90, fontsize=7, va="top", transform=top.get_xaxis_transform())
+            fits = int((right - left) / recording.sound.size * RATE * CAPTION)
+            lines = textwrap.fill(text, max(fits, 8), max_lines=4, placeholder=" …")
+            top.text(left + 0.03, 0.98, lines, fontsize=7, va="top", transform=top.get_xaxis_transform())
     if caller is not None:
         begin = caller[0] - recording.began
         top.axvspan(begin, begin + caller[1], ymax=0.08, color="#d33", zorder=1)
@@ -254,7 +259,7 @@ def draw(
             top.axvline(begin + findings.silence_s, color="#d33", linestyle=":")
     top.set_ylabel("what the listener hears")
     loudest = max(float(np.abs(recording.sound).max()), 0.1)
-    top.set_ylim(-1.4 * loudest, 1.8 * loudest)
+    top.set_ylim(-1.4 * loudest, 2.0 * loudest)
     clock = [item[0] - recording.began for item in contexts]
     low.step(clock, [item[2] for item in contexts], where="post", color="#345")
     low.set_ylabel("s in the window")

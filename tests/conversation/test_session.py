@@ -437,6 +437,67 @@ async def test_words_come_in_order_inside_their_chunks_and_lose_nothing() -> Non
             assert mine[-1].end_s - mine[0].start_s > 0.6 * report.audio_s
 
 
+async def test_a_flush_in_mid_turn_loses_no_offset_and_no_speaker() -> None:
+    pieces = ("[SPEAKER1] Let me check that for you.", " Your order is $5.20 and", " ships today.", " Is that all?")
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        speech = session.speak(None)
+        for piece in pieces:
+            speech.feed(piece)
+            speech.flush()
+        speech.end()
+        said = words(await take(speech))
+    text = "".join(pieces)
+    assert [text[word.char_start : word.char_end] for word in said] == text.split()
+    assert [word.text for word in said] == text.split()
+    assert all(request.text.startswith("[SPEAKER1]") for request in engine.requests)
+
+
+@pytest.mark.parametrize("heard", [0.2, 0.45, 0.7])
+async def test_without_spaces_every_character_is_a_word(heard: float) -> None:
+    text = "我们的订单已经发货了，预计明天送达。请您注意查收「新的」包裹。"
+    async with session_of(FakeSynthesizer(), language="zh") as session:
+        speech = session.speak(text)
+        said = words(await take(speech))
+        assert "".join(word.text for word in said) == text
+        assert [text[word.char_start : word.char_end] for word in said] == [word.text for word in said]
+        speech.stop()
+        session.settle(speech.id, heard * speech.audio_s)
+        kept = session.context_text.replace("\n", "")
+        assert text.startswith(kept)
+        assert len(kept) / len(text) == pytest.approx(heard, abs=0.15)
+
+
+async def test_word_times_never_go_back_and_stay_within_the_sound() -> None:
+    rng = np.random.default_rng(1)
+    marks = [",", ".", "!", "?", ";", "…", " —", ""]
+    for seed in range(40):
+        turn = " ".join(
+            "".join(rng.choice(list("aeiourst"), rng.integers(1, 9))) + str(rng.choice(marks))
+            for _ in range(rng.integers(1, 30))
+        )
+        async with session_of(FakeSynthesizer(frames_per_char=float(rng.uniform(0.2, 3)))) as session:
+            items = await take(session.speak(turn))
+        said = words(items)
+        total = len(sound(items)) / 48000
+        for first, second in itertools.pairwise(said):
+            assert first.start_s <= first.end_s <= total + 1e-6, (seed, turn)
+            assert first.start_s <= second.start_s, (seed, turn)
+
+
+async def test_a_figure_of_several_words_is_shared_among_them() -> None:
+    text = "Please call (555) 123-4567 before January 5, 2024."
+    async with session_of(FakeSynthesizer()) as session:
+        speech = session.speak(text)
+        said = {word.text: word for word in words(await take(speech))}
+        length = {name: word.end_s - word.start_s for name, word in said.items()}
+        assert length["(555)"] == pytest.approx(0.45 * length["123-4567"], rel=0.35)
+        assert min(length["January"], length["5,"], length["2024."]) > 0.1
+        speech.stop()
+        session.settle(speech.id, said["(555)"].end_s)
+        assert session.context_text.strip().endswith("five five five,")
+
+
 async def test_guards_end_their_chunk_and_never_enter_the_context() -> None:
     def script(request: SpeakRequest) -> FinishReason | None:
         return FinishReason.RUNAWAY if "second" in request.text else None

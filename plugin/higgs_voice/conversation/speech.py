@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -148,6 +148,10 @@ class Speech:
         self._previous = previous
         self._chunker = Chunker(session.settings.chunker, clock=session.clock)
         self._text: list[str] = []
+        self._flushed_to = 0
+        """Characters of it before the last `flush`, at which the chunker began anew."""
+        self._speaker: str | None = None
+        """Who spoke there."""
         self._text_at: float | None = None
         """When the first text came."""
         self._first_pcm_s: float | None = None
@@ -201,7 +205,10 @@ class Speech:
     def flush(self) -> None:
         """Speak what has been fed without waiting for its sentence to end; more text may follow."""
         if not self._text_ended and not self.stopped:
-            self._take_chunks(self._chunker.flush())
+            chunks = self._chunker.flush()
+            self._take_chunks(chunks)
+            self._flushed_to = sum(map(len, self._text))
+            self._speaker = (chunks[-1].speaker if chunks else None) or self._speaker
 
     def end(self) -> None:
         """No more text; idempotent."""
@@ -329,9 +336,14 @@ class Speech:
             self.end()
 
     def _take_chunks(self, chunks: list[TextChunk]) -> None:
+        """Chunks as the chunker has them, whose text begins at the last `flush`."""
         if chunks:
             self.trace.cut()
-        self._chunks.extend(chunks)
+        before = self._flushed_to
+        self._chunks.extend(
+            replace(chunk, start=chunk.start + before, end=chunk.end + before, speaker=chunk.speaker or self._speaker)
+            for chunk in chunks
+        )
         self._text_changed.set()
 
     async def _next_chunk(self) -> TextChunk | None:

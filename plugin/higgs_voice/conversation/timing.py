@@ -10,14 +10,18 @@ go back.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..text.normalize import SpokenText
 
-_WORD = re.compile(r"\S+")
+_UNSPACED = "[\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+"""Chinese and Japanese: no spaces between words, so every character counts as one."""
+_WORD = re.compile(rf"[^\w\s]*(?=[^\W_]){_UNSPACED}(?:(?![「『（《〈“‘(\[])[^\w\s])*|(?:(?!(?=[^\W_]){_UNSPACED})\S)+")
 _TAG = re.compile(r"\[SPEAKER\d+\]")
 _PAUSE = {",": 2.0, ";": 3.0, ":": 3.0, ".": 4.0, "!": 4.0, "?": 4.0, "…": 5.0, "—": 3.0}
 _VOICED = 0.01
@@ -59,10 +63,10 @@ def _units(written: str, offset: int, spoken: SpokenText) -> list[_Unit]:
     place = 0
     tag = _TAG.match(spoken.text)
     silent = tag.end() if tag else 0
-    for index, char in enumerate(spoken.text):
+    for index, source in enumerate(_sources(written, spans, spoken)):
+        char = spoken.text[index]
         if char.isspace():
             continue
-        source = spoken.source_index(index)
         while place + 1 < len(spans) and source >= spans[place + 1][0]:
             place += 1
         if spans:
@@ -75,6 +79,30 @@ def _units(written: str, offset: int, spoken: SpokenText) -> list[_Unit]:
         pause = _PAUSE.get(written[end - 1], 0.0) if count else 0.0
         units.append(_Unit(written[start:end], offset + start, offset + end, reached, count, pause))
     return units
+
+
+def _sources(written: str, spans: list[tuple[int, int]], spoken: SpokenText) -> list[int]:
+    """For each spoken character where it was written. What stands for several words at once ("(555) 123-4567") is shared among
+    them, a spoken word whole, by what is written: a digit is about as long as four letters."""
+    sources = list(spoken.starts)
+    starts = [start for start, _ in spans]
+    begin = 0
+    while begin < len(sources):
+        low, high = spoken.starts[begin], spoken.ends[begin]
+        end = begin + 1
+        while end < len(sources) and (spoken.starts[end], spoken.ends[end]) == (low, high):
+            end += 1
+        parts = starts[max(0, bisect_right(starts, low) - 1) : bisect_left(starts, high)]
+        edges = [low, *parts[1:], high]
+        sizes = [sum(4 if char.isdigit() else char.isalpha() for char in written[a:b]) for a, b in pairwise(edges)]
+        if len(parts) > 1 and sum(sizes):
+            shares = [passed * (end - begin) / sum(sizes) for passed in accumulate(sizes)]
+            for match in _WORD.finditer(spoken.text, begin, end):
+                middle = (match.start() + match.end()) / 2 - begin
+                place = min(bisect_right(shares, middle), len(parts) - 1)
+                sources[match.start() : match.end()] = [edges[place]] * (match.end() - match.start())
+        begin = end
+    return sources
 
 
 @dataclass(slots=True)
@@ -144,8 +172,9 @@ class WordTimer:
 
     def _give(self, per_unit: float) -> Word:
         unit = self._units_left.pop(0)
-        start = self._at
-        end = min(start + unit.weight * per_unit, max(start, self._samples / self.sample_rate))
+        reached = self._samples / self.sample_rate
+        start = min(self._at, reached)  # the pause behind the last word may be longer than what is there
+        end = min(start + unit.weight * per_unit, reached)
         self._at = end + unit.pause * per_unit
         return Word(
             text=unit.text,
