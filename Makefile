@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo phone room test boson parity check format bench livekit livekit-server test-livekit test-dashboard bench-room nano-eval clean distclean
+.PHONY: help setup demo phone room test boson parity check format bench livekit livekit-server test-livekit test-dashboard bench-room bench-gpu nano-eval clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -62,6 +62,9 @@ test-livekit: livekit-server ## a real LiveKit room on this machine: server, eng
 
 test-dashboard: setup ## the Grafana dashboard's queries against a real Prometheus (Debian: apt-get install prometheus)
 	@$(BIN)/python -m pytest tests/e2e/prometheus_dashboard.py $(ARGS)
+
+bench-gpu: setup ## on a machine with a GPU: kernels, captured steps, and every figure at the published model's size; goes on where it stopped
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-room: livekit-server ## what a LiveKit room adds to the engine's time to first audio
 	@$(BIN)/python benchmarks/room.py $(ARGS)
