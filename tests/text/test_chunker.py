@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -52,6 +53,10 @@ NASTY = [
     "x" * 230 + ". " + "e\u0301" * 60 + "```unclosed. code",
     "Items: 1. One 2. Two 3. Three. ...and? !! . , ; : ( [ < ` ~~~ \n\n\n ??? (((. )))",
     "((([[[<<<***___```" * 3 + ".a.b.c!d?e",
+    "Use ``` here. Or ```py\nx. y\n``` and then ```z. z``` or\n```no. py```! The end. ``` a. b `c. d",
+    "<think>I greet. So, ok > now</think>Hi. Use <think> or `<think>` now. <thinking>Not\n\nclosed. <b>a</b> <i",
+    "Open Mon – Fri, 9 AM – 5 PM, $5 — $10, Jan. 1 - Jan. 15 or 5 – Then. It is more than 500, from eight to six. Code: 4821",
+    "<b>" * 66 + "a. b<br>end. Der 3. Platz. Say [this and <that and `those, and so on; for it goes on and on.",
 ]
 
 
@@ -96,6 +101,16 @@ ALPHABET = st.sampled_from(
         "\n\n",
         ". ",
         ", ",
+        " to ",
+        "from 5",
+        " – ",
+        "9 AM",
+        "Mon",
+        "<think>",
+        "</think>",
+        "code: ",
+        "4821",
+        "\n```",
     ]
 )
 TEXT = st.lists(ALPHABET, max_size=60).map("".join)
@@ -197,6 +212,14 @@ def test_stalls_lose_nothing_either(text: str, waits: list[float]) -> None:
         ),
         ("Code: ```\na. b\n``` End.", ["Code:", "```\na. b\n```", "End."]),
         ("```\na. B c.", ["```\na. B c."]),
+        ("Use ``` here. Then stop.", ["Use ``` here.", "Then stop."]),
+        ("Use ```a. b``` here. Then stop.", ["Use ```a. b``` here.", "Then stop."]),
+        ("Use this. ``` is a mark. Ok.", ["Use this.", "``` is a mark.", "Ok."]),
+        ("<think>Greet. Ok.</think>Hello! Bye.", ["<think>Greet. Ok.</think>", "Hello!", "Bye."]),
+        ("Hi. <thinking>Not. closed", ["Hi.", "<thinking>Not. closed"]),
+        ("The <think> tag. And more.", ["The <think> tag.", "And more."]),
+        ("Der 3. Platz ist gut. Ja.", ["Der 3. Platz ist gut.", "Ja."]),
+        ("I have 3. Customers left.", ["I have 3.", "Customers left."]),
     ],
 )
 def test_where_sentences_end(text: str, expected: list[str]) -> None:
@@ -210,6 +233,74 @@ def test_first_chunk_is_cut_at_a_clause_later_ones_are_sentences() -> None:
         "and it is on its way.",
         "It left today, by train, at noon.",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "We are open every weekday from eight to six at 555 Main Street in the middle of this old town",
+        "There is something said in this old book here by a crowd of no less than 500 people there in all",
+        "This thing will happen once more in the course of a year between spring and summer maybe",
+        "Our doors stay open all days of this week except Sunday, 9 AM – 5 PM",
+        "Our doors stay open all days of this week, Monday – Friday",
+        "Our doors stay open all this month Jan. 1 - Jan. 15",
+        "Our price is now at some point of $5 — $10 each",
+    ],
+)
+def test_no_cut_parts_a_range(text: str) -> None:
+    parts = [found.text for found in chunk(text, list(text))]
+    for part in parts[1:]:
+        assert not re.match(r"(?:to|than|and) |5 PM|Friday|Jan|\$10", part), parts
+
+
+def test_a_chunk_knows_whether_its_sentence_goes_on_and_what_stands_before_it() -> None:
+    text = "I looked at all of the things you sent me last week and found nothing unusual in any one of these. Your code: 4821."
+    chunks = chunk(text, list(text))
+    assert [(found.text[:12], found.goes_on) for found in chunks] == [
+        ("I looked at ", True),
+        ("and found no", False),
+        ("Your code: 4", False),
+    ]
+    assert [text[: found.start][-80:] for found in chunks] == [found.before for found in chunks]
+    assert [found.goes_on for found in chunk("One moment,")] == [False]
+    clock = Clock()
+    chunker = Chunker(clock=clock)
+    chunker.feed("I would like to walk to the bea")
+    clock.now += 2.0
+    assert [found.goes_on for found in chunker.poll()] == [True]
+
+
+def test_thoughts_are_not_released_while_they_stream() -> None:
+    chunker = Chunker()
+    assert [found.text for found in chunker.feed("Hello there. <think>")] == ["Hello there."]
+    assert chunker.feed("I should greet. Or, perhaps, not. Then > ask.\n\nOk. ") == []
+    assert chunker.deadline() is None
+    assert chunker.feed("</think>") == []
+    assert [found.text for found in chunker.feed("Well, I am here. A")] == [
+        "<think>I should greet. Or, perhaps, not. Then > ask.\n\nOk. </think>",
+        "Well, I am here.",
+    ]
+
+
+@pytest.mark.parametrize("mark", ["[", "`", "<a "])
+def test_the_first_chunk_waits_less_for_what_may_close(mark: str) -> None:
+    text = f"Say {mark}this now, my dear old friend, and then go on to all of those who are not here with us any more"
+    chunker = Chunker()
+    released = [found.text for char in text for found in chunker.feed(char)]
+    assert released[0] == f"Say {mark}this now, my dear old friend,"
+    link = "I see it [" + "a" * 60 + "](x) and more. "
+    assert texts(link * 3)[-1] == link.strip()
+
+
+@pytest.mark.parametrize("tag", ["<b>", "<|a|>", "<br>"])
+def test_tags_alone_are_neither_held_back_nor_looked_through_again(tag: str) -> None:
+    begun = time.process_time()
+    text = tag * (100_000 // len(tag)) + "Hello."
+    chunks = chunk(text)
+    assert time.process_time() - begun < 3.0
+    assert max(len(found.text) for found in chunks) < 600
+    check(text, chunks)
+    assert text[chunks[-1].start : chunks[-1].end].endswith("Hello.")
 
 
 def test_first_clause_comes_before_its_sentence_ends() -> None:
@@ -391,6 +482,12 @@ def test_unknown_setting_names_the_valid_ones() -> None:
         "[1",
         "J. ",
         "e\u0301",
+        "<b>",
+        "<think>",
+        " – 5",
+        "Mon – ",
+        " to 5",
+        "```a ",
     ],
 )
 def test_time_is_linear_for_hostile_text(piece: str) -> None:

@@ -43,8 +43,24 @@ def said(text: str, **options: str) -> str:
         ("<b>bold</b> <br/>new <!-- no --> x", "bold new x."),
         ("&lt;b&gt; a &amp; b &#39;c&#39;", "a and b 'c'"),
         (r"\*stars\* and \_", "stars and."),
-        ("Press * then 2*3", "Press then two times three."),
+        ("Press * then 2*3", "Press star then two times three."),
         ("snake_case", "snake case."),
+        ("Use ``` to open code. Then ``` closes", "Use to open code. Then closes."),
+        ("Look: ```py\nx = 1\n``` Done", "Look: Done."),
+        ("<think>I greet.</think>Hello", "Hello."),
+        ("Ok. <thinking>not closed", "Ok."),
+        ("Use the <think> tag", "Use the tag."),
+        ("<td>One</td><td>Two</td>", "One, Two."),
+        ("in<b>cre</b>dible <i>x</i>y", "incredible xy."),
+        ("Done.</answer>Next", "Done. Next."),
+        (">$50 or >90% of it", "greater than fifty dollars or greater than ninety percent of it."),
+        ("Press # to go on, or the # key, then *.", "Press pound to go on, or the pound key, then star."),
+        (
+            "Press **#** or `*`, dial *67, enter 1234#",
+            "Press pound or star, dial star sixty-seven, enter one two three four pound.",
+        ),
+        ("Press *now* and **then**", "Press now and then."),
+        ("milk, and\n* eggs", "milk, and. eggs."),
     ],
 )
 def test_markup_is_not_said(written: str, spoken: str) -> None:
@@ -183,9 +199,195 @@ def test_english_as_it_is_said(written: str, spoken: str) -> None:
     assert said(written) == spoken
 
 
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("code: 482913", "code: four eight two nine one three."),
+        ("one-time password is 482913", "one-time password is four eight two nine one three."),
+        ("the code I have for you is 4821", "the code I have for you is four eight two one."),
+        ("last four digits are 4242", "last four digits are four two four two."),
+        (
+            "your card ends with 4242, or ending 4243",
+            "your card ends with four two four two, or ending four two four three.",
+        ),
+        ("order, number 4821", "order, number four eight two one."),
+        ("order (#4821), #4822", "order four eight two one, number four eight two two."),
+        ("extension 204, area code 212", "extension two zero four, area code two one two."),
+        (
+            "code is 482-913 or code 482 914",
+            "code is four eight two, nine one three or code four eight two, nine one four.",
+        ),
+        (
+            "account number 1234 5678 9012 3456",
+            "account number one two three four, five six seven eight, nine zero one two, three four five six.",
+        ),
+        ("123-45-6789", "one two three, four five, six seven eight nine."),
+        ("4111-1111-1111-1111", "four one one one, one one one one, one one one one, one one one one."),
+        ("482913 is it", "four eight two nine one three is it."),
+        ("1Z999AA10123456784", "one Z nine nine nine A A one zero one two three four five six seven eight four."),
+        ("Your order #A1B2C3, order #abc", "Your order number A one B two C three, order number abc."),
+        ("#INV-2024-0042 #WWDC24", "number I N V two zero two four zero zero four two hashtag W W D C twenty-four."),
+        ("number #A1B2", "number A one B two."),
+        ("+15551234567", "plus one, five five five, one two three, four five six seven."),
+        ("call 555 1234 or call us at 911", "call five five five, one two three four or call us at nine one one."),
+    ],
+)
+def test_codes_are_said_digit_by_digit(written: str, spoken: str) -> None:
+    assert said(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("the number of users is 4500", "the number of users is four thousand five hundred."),
+        ("the number is 250", "the number is two hundred fifty."),
+        (
+            "250000 and 961855 people",
+            "two hundred fifty thousand and nine hundred sixty-one thousand eight hundred fifty-five people.",
+        ),
+        ("pages 482-913", "pages four hundred eighty-two to nine hundred thirteen."),
+        ("the end 2024", "the end twenty twenty-four."),
+        ("a record number, 4500 people", "a record number, four thousand five hundred people."),
+        ("the # of users", "the number of users."),
+        ("2x-3x faster (2x), 2x/week", "two times three times faster two times, two times per week."),
+        ("a 1/10 scale, 5 m 20 m", "a one tenth scale, five meters twenty meters."),
+        ("9:30 AM - 2 bags", "nine thirty A M, two bags."),
+        ("150250 km", "one hundred fifty thousand two hundred fifty kilometers."),
+        (
+            "UA 1234 departs; 1250 seats in 1850 camps of 1500 men",
+            "UA twelve thirty-four departs; one thousand two hundred fifty seats in eighteen fifty camps of fifteen hundred men.",
+        ),
+    ],
+)
+def test_quantities_stay_quantities(written: str, spoken: str) -> None:
+    assert said(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "spoken"),
+    [
+        ("Your verification code: ", "482913.", "four eight two nine one three."),
+        ("Your Confirmation number is:\n\n", "**4821**", "four eight two one."),
+        ("Here is your order: ", "4821.", "four eight two one."),
+        ("Your code is ", "482 913.", "four eight two, nine one three."),
+        ("Here is your order: ", "250 units", "two hundred fifty units."),
+        ("It is in the year ", "4821.", "four thousand eight hundred twenty-one."),
+        ("It is due on Monday, ", "5/6.", "May sixth."),
+        ("Mix it all, ", "5/6.", "five sixths."),
+        ("This is a mark. ", "``` it is", "it is."),
+        ("This is it:\n", "``` it is", ""),
+    ],
+)
+def test_what_stands_before_a_chunk_tells_what_its_beginning_means(before: str, written: str, spoken: str) -> None:
+    assert normalize(written, before=before).text == spoken
+    assert is_speakable(written, before=before) == bool(spoken)
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("your appointment", "your appointment,"),
+        ("at 5 p.m.", "at five P M,"),
+        ("all of it,", "all of it,"),
+        ("well...", "well..."),
+        ("really!", "really!"),
+        ("我们去公园", "我们去公园，"),
+    ],
+)
+def test_a_chunk_whose_sentence_goes_on_gets_no_full_stop(written: str, spoken: str) -> None:
+    assert normalize(written, goes_on=True).text == spoken
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("9:00 AM – 5:00 PM, 9AM-5PM", "nine A M to five P M, nine A M to five P M."),
+        ("9 a.m.–5 p.m., 9 a.m. - 5 p.m.", "nine A M to five P M, nine A M to five P M."),
+        ("open 9 - 5, 100 - 5", "open nine to five, one hundred minus five."),
+        ("Jan–Mar, May - June", "January to March, May to June."),
+        ("Jan. 1 - Jan. 15", "January first to January fifteenth."),
+        ("June 2024–August 2025", "June twenty twenty-four to August twenty twenty-five."),
+        ("May 1, 2024 - May 2, 2025", "May first, twenty twenty-four to May second, twenty twenty-five."),
+        ("5/6/2024 - 5/7/2024", "May sixth, twenty twenty-four to May seventh, twenty twenty-four."),
+        ("Monday – Friday. Monday", "Monday to Friday. Monday."),
+        ("due 12/25, Friday 3/14", "due December twenty-fifth, Friday March fourteenth."),
+        ("06/07–06/10, from 5/6 to 5/10", "June seventh to June tenth, from May sixth to May tenth."),
+        ("check-in 5/6, on 1/2 and on 1/2 of it", "check-in May sixth, on January second and on one half of it."),
+        ("for 1/3, on 9/11, for 24/7", "for one third, on nine eleven, for twenty-four seven."),
+        ("for 9/10 users", "for nine out of ten users."),
+        ("01-02-1990, 2024/05/10", "January second, nineteen ninety, May tenth, twenty twenty-four."),
+        (
+            "Rated 4/5, 9/10, step 2/5, 3/10 of it",
+            "Rated four out of five, nine out of ten, step two out of five, three tenths of it.",
+        ),
+        (
+            "4.8/5 and 4/5 stars, 120/80",
+            "four point eight out of five and four out of five stars, one hundred twenty over eighty.",
+        ),
+        ("Mix ½ cup, ½ tsp, ½ km", "Mix one half cup, one half teaspoon, one half of a kilometer."),
+        ("1-1/2 cups, 1 1/2 tsp", "one and a half cups, one and a half teaspoons."),
+        ("at 3pm EST. Then, est. 1990", "at three P M E S T. Then, estimated nineteen ninety."),
+        ("at 5 p.m. Tuesday, 8 a.m. PST", "at five P M Tuesday, eight A M P S T."),
+        (
+            "5th Ave. NW, MLK Jr. Blvd., Acme Inc. CEO",
+            "fifth Avenue N W, M L K Junior Boulevard, Acme Incorporated C E O.",
+        ),
+        ("Acme Inc. They", "Acme Incorporated. They."),
+        (
+            "Mon, Wed, Fri; Tue & Thu; on Fri at 5",
+            "Monday, Wednesday, Friday; Tuesday and Thursday; on Friday at five.",
+        ),
+        ("I sat in the sun, Sun", "I sat in the sun, Sun."),
+    ],
+)
+def test_times_dates_and_shares(written: str, spoken: str) -> None:
+    assert said(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        (
+            "30s, in her 30s, the 80s, in their 20s and 30s",
+            "thirty seconds, in her thirties, the eighties, in their twenties and thirties.",
+        ),
+        ("1h 30m, 2m30s, 30 m", "one hour thirty minutes, two minutes thirty seconds, thirty meters."),
+        (
+            "10m users, 100K users, 4K TV, V8, v2",
+            "ten million users, one hundred thousand users, four K T V, V eight, version two.",
+        ),
+        (
+            "2 tbsp, 5 mcg, 5 mg/mL, 5 KG, 100 mbps",
+            "two tablespoons, five micrograms, five milligrams per milliliter, five kilograms, one hundred megabits per second.",
+        ),
+        ('a 12" pizza, 8" x 10"', "a twelve inch pizza, eight by ten inches."),
+        ('he said "I have 12" and left', 'he said "I have twelve" and left.'),
+        ("€1.234,56", "one thousand two hundred thirty-four euros and fifty-six cents."),
+        (
+            "A $5 bill, a $5.99 fee, $5 for it",
+            "A five dollar bill, a five dollar and ninety-nine cent fee, five dollars for it.",
+        ),
+        (
+            "$20-a-month, $1.2-million, ~$20",
+            "twenty dollars a month, one point two million dollars, about twenty dollars.",
+        ),
+        ("3x − 4, 3x faster", "three x minus four, three times faster."),
+        ("(2+3)*4", "two plus three times four."),
+        ("$x^2$ costs $5 or $6", "x squared costs five dollars or six dollars."),
+        ("10-3=7, GMT-5, 10-30", "ten minus three equals seven, G M T minus five, ten to thirty."),
+        ("Mr. and Mrs. Smith, 42nd St., w/o", "Mister and Missus Smith, forty-second Street, without."),
+        ("C#, .NET and .env", "C sharp, dot NET and dot env."),
+        ("1) Billing (see 1) Then", "one, Billing see one Then."),
+    ],
+)
+def test_units_prices_sums_and_words(written: str, spoken: str) -> None:
+    assert said(written) == spoken
+
+
 def test_british_english_puts_the_day_first() -> None:
     assert said("5/6/2024", language="en-GB") == "June fifth, twenty twenty-four."
     assert said("101", language="en-GB") == "one hundred and one."
+    assert said("due 5/6", language="en-GB") == "due June fifth."
 
 
 @pytest.mark.parametrize(
@@ -193,6 +395,9 @@ def test_british_english_puts_the_day_first() -> None:
     [
         ("Ich habe 42 Äpfel, 1.000,50 Euro um 10:30", "de", "Ich habe zweiundvierzig Äpfel, 1.000,50 Euro um 10:30."),
         ("J'ai 21 ans", "fr-FR", "J'ai vingt et un ans."),
+        ("Am 3. Mai, der 3. Platz", "de", "Am 3. Mai, der 3. Platz."),
+        ("030 1234567, PIN 4821, 1999 geboren", "de", "030 1234567, PIN 4821, 1999 geboren."),
+        ("Ich bin 42.", "de", "Ich bin zweiundvierzig."),
         ("Mae gen i 5", "xx", "Mae gen i 5."),
         ("你好，我25岁", "en", "你好，我25岁。"),
         ("नमस्ते 25", "hi", "नमस्ते 25।"),
@@ -341,6 +546,22 @@ TEXT = st.lists(
                 "| a | b |\n",
                 "&lt;",
                 "\ue001",
+                "<think>",
+                "</think>",
+                "9 AM – 5 PM",
+                "Jan. 1 - ",
+                "on 5/6",
+                "code: 482 913",
+                "#A1-2",
+                "Press # ",
+                "4.8/5",
+                "Mon, Tue",
+                '12" x 8"',
+                "1h 30m",
+                "$5-a-day",
+                "$x^2$",
+                "3x - 4",
+                "1) A",
             ]
         ),
         st.characters(),
@@ -351,10 +572,18 @@ LEXICON = Lexicon({"SQL": "sequel", "a": "ay", "may 5": "the day"})
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=TEXT, lexicon=st.sampled_from([None, LEXICON]), language=st.sampled_from(["en", "en-GB", "de", "zz"]))
-def test_any_text_gives_clean_speech_and_a_way_back(text: str, lexicon: Lexicon | None, language: str) -> None:
-    spoken = normalize(text, lexicon=lexicon, language=language)
-    assert (spoken.text != "") == is_speakable(text) or lexicon is not None
+@given(
+    text=TEXT,
+    lexicon=st.sampled_from([None, LEXICON]),
+    language=st.sampled_from(["en", "en-GB", "de", "zz"]),
+    before=st.sampled_from(["", "Your code: ", "due ", "x\n"]),
+    goes_on=st.booleans(),
+)
+def test_any_text_gives_clean_speech_and_a_way_back(
+    text: str, lexicon: Lexicon | None, language: str, before: str, goes_on: bool
+) -> None:
+    spoken = normalize(text, lexicon=lexicon, language=language, before=before, goes_on=goes_on)
+    assert (spoken.text != "") == is_speakable(text, before=before) or lexicon is not None
     assert not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufeff\u200b]", spoken.text)
     assert not re.search(r"<\|\w+\|>", spoken.text)
     assert spoken.text == spoken.text.strip()
@@ -401,6 +630,23 @@ a.b a.com/ .com www. v1. ： ， 你 ;: 555- ½ 1½ ² / a/ <SE>[ [SPEAKER1] [la
         "\n- ",
         "1 - ",
         "call 1",
+        "code a ",
+        "code is 1",
+        "Mon, ",
+        "press * ",
+        "1 1/2 ",
+        "on 1/2 ",
+        "9 AM - ",
+        "May - ",
+        "(a) ",
+        "(1) ",
+        "$a ",
+        "a $5 b ",
+        '1" ',
+        "20s and ",
+        "#A1 ",
+        "<think>",
+        "5 p.m. Tue ",
     ],
 )
 def test_time_is_linear_for_hostile_text(piece: str) -> None:

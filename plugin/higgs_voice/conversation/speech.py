@@ -396,7 +396,7 @@ class Speech:
         info = session.engine.info
         spoken = _spoken(chunk, session)
         timer = WordTimer(number, chunk.text, chunk.start, spoken, self.audio_s, session.rate, info.sample_rate)
-        if not is_speakable(chunk.text) or not spoken.text:
+        if not is_speakable(chunk.text, before=chunk.before) or not spoken.text:
             self._give_words(timer.finish(learn=False), None)
             return
         entry = Entry(self.id, None)
@@ -550,7 +550,13 @@ def _spoken(chunk: TextChunk, session: VoiceSession) -> SpokenText:
     """What the model is given for a chunk: speakable, and with the tag of the speaker whose words these are."""
     text = chunk.text
     if session.settings.normalize:
-        spoken = normalize(text, lexicon=session.lexicon, language=session.settings.language)
+        spoken = normalize(
+            text,
+            lexicon=session.lexicon,
+            language=session.settings.language,
+            before=chunk.before,
+            goes_on=chunk.goes_on,
+        )
     else:
         spoken = SpokenText(text, tuple(range(len(text))), tuple(range(1, len(text) + 1)), len(text))
     if chunk.speaker is None or not spoken.text or spoken.text.startswith("["):

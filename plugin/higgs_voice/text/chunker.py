@@ -9,7 +9,8 @@ the turn's end.
 - Text without a stop is cut before it grows beyond ``max_chars``: after a sentence or clause that was passed over, before a
   conjunction, at white space, or anywhere but inside a grapheme.
 - What markdown hides is never divided: fenced code is a chunk of its own (however long: it is not spoken), links, tags and
-  inline code stay in one piece. Emphasis may run over chunks; `normalize` drops markers without a partner.
+  inline code stay in one piece, and so does a model's ``<think>``. Emphasis may run over chunks; `normalize` drops markers
+  without a partner.
 - A ``[SPEAKERn]`` tag begins a chunk.
 
 Sentence splitters (sentencex, pysbd, blingfire) decide on whole texts: what they say of a stop may change with text that
@@ -22,14 +23,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
 from pydantic import Field, model_validator
 
 from ..config import Settings
-from .abbreviations import CALENDAR, STARTERS, Dot, classify
+from .abbreviations import CALENDAR, DATES, STARTERS, Dot, classify, words
+from .markup import opens_thought
 
 
 class ChunkerSettings(Settings):
@@ -71,6 +73,10 @@ class TextChunk:
     """The last chunk of the turn; known only at `flush`, so that the last one may come before it and without."""
     speaker: str | None = None
     """The ``SPEAKERn`` whose tag was met last in this turn, in this chunk or before it."""
+    before: str = field(default="", repr=False)
+    """The end of what was written before it in the turn: what a figure or a mark at its beginning means may stand there."""
+    goes_on: bool = False
+    """It ends where no sentence does: the next chunk goes on with the same one."""
 
 
 class _Level(IntEnum):
@@ -133,9 +139,20 @@ _DESTINATION: Final = re.compile(r"[()\s]")
 _URL_END: Final = re.compile(r"[\s<>\"`]")
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*$", re.IGNORECASE)
 _CONJUNCTION: Final = re.compile(
-    r"\s(?=(?:and|but|or|so|because|which|that|when|while|if|then|where|who|as|than|with|for|to|und|oder|aber|weil|dass|"
+    r"\s(?=(and|but|or|so|because|which|that|when|while|if|then|where|who|as|than|with|for|to|und|oder|aber|weil|dass|"
     r"et|mais|ou|que|y|pero|porque|e|ma|che)\s)"
 )
+_FIGURE: Final = (
+    r"(?:[$€£]?\d[\d,.:]{0,16}\s?(?:%|[AaPp]\.?[Mm]\b\.?)?|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
+    r"[a-z]{3,6}(?:teen|ty)|hundred|thousand|million|noon|midnight)\b)"
+)
+_FIGURE_BEHIND: Final = re.compile(r"\s*" + _FIGURE)
+_FIGURE_BEFORE: Final = re.compile(_FIGURE + r"\Z")
+_RANGE_BEFORE: Final = {"to": re.compile(r"\b[Ff]rom\b"), "and": re.compile(r"\b[Bb]etween\b")}
+_RANGE_HEAD: Final = re.compile(r"(?:\d(?:%|st|nd|rd|th|k|K|M)?|(?<![^\W\d])[AaPp]\.?[Mm]\.?)\Z")
+_INFO: Final = re.compile(r"[\w+#.-]{0,20}[ \t]{0,8}")
+_THOUGHT: Final = re.compile("<(think|thinking)>")
+_ORDINAL_BEFORE: Final = words("der die das den dem des am im vom zum beim bis seit ab ein jeder jeden")
 _LETTER: Final = re.compile(r"[^\W_]")
 _WIDE: Final = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 _EXTENDS: Final = re.compile(  # never begins a grapheme
@@ -147,6 +164,9 @@ _EXTENDS: Final = re.compile(  # never begins a grapheme
 _MAX_RUN: Final = 16  # equal marks that are looked at together, so that no run of them is waited for without end
 _LOOK_BACK: Final = 40  # characters of a token before a stop
 _LOOK_AHEAD: Final = 300  # characters within which a bracket, a tag, inline code must close
+_FIRST_LOOK_AHEAD: Final = 80  # the same in the first chunk of a turn, which somebody waits for
+_MAX_ATOMS: Final = 64  # in one chunk, so that tags alone are not held back and looked through again and again
+_MAX_BEFORE: Final = 80  # characters of `TextChunk.before`
 _MAX_ADDRESS: Final = 2000  # characters of a link's address
 _SPOKEN_ADDRESS: Final = 60  # characters of a bare address that count as spoken
 _SOFT_LINE: Final = 45  # a line this long without a stop goes on in the next one
@@ -168,6 +188,7 @@ class Chunker:
         self._parts: list[str] = []  # fed, not yet joined to the text: nothing in them can decide what is waited for
         self._wake: str | None = None  # the character that can
         self._text = ""  # pending text
+        self._before = ""  # the end of what was released, white space too
         self._start = 0  # offset of the pending text in the turn
         self._scan = 0  # everything before this offset is decided
         self._boundaries: list[tuple[_Boundary, int]] = []  # passed over, with the letters before each
@@ -203,7 +224,7 @@ class Chunker:
             if cut is None and waited >= self.settings.hold_s:
                 cut = self._words_at_stall()
             if cut is not None:
-                self._scan = max(self._scan, cut)
+                self._scan = max(self._scan, cut.pos)
                 self._release(cut, out)
                 self._read(out, end=False)
         return out
@@ -223,9 +244,9 @@ class Chunker:
         out: list[TextChunk] = []
         self._join("")
         self._read(out, end=True)
-        self._release(self._end, out)
+        self._release(_Boundary(self._end, _Level.FORCE), out)
         if out:
-            out[-1] = replace(out[-1], final=True)
+            out[-1] = replace(out[-1], final=True, goes_on=False)
         self.reset()
         return out
 
@@ -265,6 +286,8 @@ class Chunker:
                 self._atoms.append(step.atom)
             if step.boundary is not None:
                 self._pass(step.boundary, out)
+            elif len(self._atoms) >= _MAX_ATOMS:
+                self._pass(_Boundary(self._scan, _Level.FORCE), out)
 
     def _skip_space(self) -> None:
         if self._text[:1].isspace():
@@ -296,7 +319,7 @@ class Chunker:
         else:
             enough = self._first and letters >= self.settings.min_first_chars
         if enough:
-            self._release(boundary.pos, out)
+            self._release(boundary, out)
         else:
             self._boundaries.append((boundary, letters))
 
@@ -304,33 +327,36 @@ class Chunker:
         """The pending text grows beyond a limit: cut it at the best place before that."""
         if self._first and not self._first_tried and self.settings.first_max_chars < self.settings.max_chars:
             self._first_tried = True
-            cut = self._conjunction(limit, self.settings.min_first_chars)
+            conjunction = self._conjunction(limit, self.settings.min_first_chars)
+            cut = None if conjunction is None else _Boundary(conjunction, _Level.CLAUSE)
         else:
             cut = self._best_cut(limit)
         if cut is not None:
-            self._scan = max(self._scan, cut)
+            self._scan = max(self._scan, cut.pos)
             self._release(cut, out)
 
-    def _best_cut(self, limit: int) -> int:
+    def _best_cut(self, limit: int) -> _Boundary:
         third = self._start + (limit - self._start) // 3
         known = [(b, n) for b, n in self._boundaries if b.pos <= limit and n > 0]
         for level in (_Level.SENTENCE, _Level.CLAUSE):
             for boundary, _ in reversed(known):
                 if boundary.level >= level and boundary.pos >= third:
-                    return boundary.pos
+                    return boundary
         conjunction = self._conjunction(limit, self.settings.min_chars)
         if conjunction is not None and conjunction >= third:
-            return conjunction
+            return _Boundary(conjunction, _Level.CLAUSE)
         for boundary, letters in reversed(known):
             if letters >= self.settings.min_chars:
-                return boundary.pos
-        return self._last_space(limit) or self._grapheme(limit)
+                return boundary
+        return _Boundary(self._last_space(limit) or self._grapheme(limit), _Level.CLAUSE)
 
     def _conjunction(self, limit: int, letters: int) -> int | None:
         text = self._text[: limit - self._start]
         for match in reversed(list(_CONJUNCTION.finditer(text))):
             pos = self._start + match.start()
-            if self._free(pos) and self._letters(self._start, pos) >= letters:
+            if not self._free(pos) or _parts_figures(text, match):
+                continue
+            if self._letters(self._start, pos) >= letters:
                 return pos
         return None
 
@@ -356,22 +382,28 @@ class Chunker:
     def _free(self, pos: int) -> bool:
         return not any(atom.start < pos < atom.end for atom in self._atoms)
 
-    def _release(self, cut: int, out: list[TextChunk]) -> None:
+    def _release(self, boundary: _Boundary, out: list[TextChunk]) -> None:
+        cut = boundary.pos
         text = self._text[: cut - self._start]
         body = text.strip()
         for atom in self._atoms:
             if atom.speaker is not None and atom.start < cut:
                 self._speaker = atom.speaker
         if body:
-            start = self._start + len(text) - len(text.lstrip())
+            blank = len(text) - len(text.lstrip())
+            start = self._start + blank
             if self._first and self._letters(self._start, cut):
                 self._first = False
-            out.append(TextChunk(body, start, start + len(body), speaker=self._speaker))
+            before = (self._before + text[:blank])[-_MAX_BEFORE:]
+            goes_on = boundary.level is _Level.CLAUSE
+            out.append(TextChunk(body, start, start + len(body), speaker=self._speaker, before=before, goes_on=goes_on))
         self._move(cut)
 
     def _move(self, start: int) -> None:
         """The pending text begins at ``start`` from now on."""
-        self._text = self._text[start - self._start :]
+        gone = start - self._start
+        self._before = (self._before + self._text[max(gone - _MAX_BEFORE, 0) : gone])[-_MAX_BEFORE:]
+        self._text = self._text[gone:]
         self._start = start
         self._scan = max(self._scan, start)
         self._counted = (start, 0)
@@ -401,7 +433,7 @@ class Chunker:
 
     # A stall: what may be released although more text could still change it.
 
-    def _clause_at_stall(self) -> int | None:
+    def _clause_at_stall(self) -> _Boundary | None:
         """Where the last clause or sentence ends, if it is worth speaking."""
         if self._wake is not None:
             return None
@@ -410,10 +442,10 @@ class Chunker:
         if pending is not None and self._letters(self._start, pending.pos) >= (
             1 if pending.level >= _Level.SENTENCE else least
         ):
-            return pending.pos
+            return pending
         for boundary, letters in reversed(self._boundaries):
             if letters >= (1 if boundary.level >= _Level.SENTENCE else least):
-                return boundary.pos
+                return boundary
         return None
 
     def _at_end(self) -> _Boundary | None:
@@ -437,7 +469,7 @@ class Chunker:
                 return None
         return _Boundary(self._end, _Level.SENTENCE)
 
-    def _words_at_stall(self) -> int | None:
+    def _words_at_stall(self) -> _Boundary | None:
         """Behind the last word that is surely complete, if there are enough of them."""
         if self._wake is not None or not self._text:
             return None
@@ -447,7 +479,7 @@ class Chunker:
         cut = self._last_space(limit)
         if cut is None or self._letters(self._start, cut) < self.settings.min_first_chars:
             return None
-        return cut
+        return _Boundary(cut, _Level.CLAUSE)
 
     # Decisions: at index i of the pending text, with no more look-ahead than each needs. None: wait for more text.
 
@@ -563,7 +595,10 @@ class Chunker:
         word = self._word(k, end)
         if word is None:
             return None
-        return self._go(k, None if word in CALENDAR and len(token) < 3 else _Level.SENTENCE)
+        ordinal = word in CALENDAR or (
+            word not in STARTERS and _before(self._text, i - len(token)).lower() in _ORDINAL_BEFORE
+        )
+        return self._go(k, None if ordinal and len(token) < 3 else _Level.SENTENCE)
 
     def _is_list_head(self, i: int) -> bool:
         """Whether the number before the full stop at i stands where a list marker stands; notes which one it is."""
@@ -688,13 +723,38 @@ class Chunker:
         if before.isdigit() and behind.isdigit():
             return self._go(k)
         if text[i] in _DASHES or (k == i + 2 and text[i] == "-"):
-            return self._go(k, _Level.CLAUSE if before.strip() or text[:i].strip() else None)
-        return self._go(k, _Level.CLAUSE if before.isspace() and behind.isspace() and self._in_line(i) else None)
+            parts = bool(before.strip() or text[:i].strip())
+        else:
+            parts = before.isspace() and behind.isspace() and self._in_line(i)
+        if parts and k == i + 1:
+            ranges = self._in_range(i, end)
+            if ranges is None:
+                return None
+            parts = not ranges
+        return self._go(k, _Level.CLAUSE if parts else None)
+
+    def _in_range(self, i: int, end: bool) -> bool | None:
+        """Whether the dash at i stands for "to" between two figures, times or dates; None: wait."""
+        head = self._text[max(i - 24, 0) : i].rstrip()
+        if not _RANGE_HEAD.search(head) and not _is_date(_token(head, len(head)).rstrip(".")):
+            return False
+        follow = self._follow(i + 1, end)
+        if follow is None:
+            return None
+        if follow.isdigit() or follow in tuple("$€£¥₹"):
+            return True
+        if not follow.isupper():
+            return False
+        word = self._word(i + 1, end)
+        return None if word is None else _is_date(word)
 
     def _in_line(self, i: int) -> bool:
         """Whether a word stands before i in its line."""
         line = max(self._text.rfind(char, 0, i) for char in _LINE) + 1
-        return bool(self._text[line:i].strip())
+        head = self._text[line:i]
+        if not line:
+            head = self._before[max(self._before.rfind(char) for char in _LINE) + 1 :] + head
+        return bool(head.strip())
 
     def _line(self, i: int, end: bool) -> _Step | None:
         """A line's end: the end of a sentence, or only the text's width."""
@@ -729,11 +789,15 @@ class Chunker:
         count = _letters(span) if letters is None else letters
         return _Step(self._start + stop, None, _Atom(self._start + start, self._start + stop, hidden, count))
 
+    @property
+    def _look_ahead(self) -> int:
+        return _FIRST_LOOK_AHEAD if self._first else _LOOK_AHEAD
+
     def _bracket(self, i: int, end: bool) -> _Step | None:
         text = self._text
-        close = _BRACKET.search(text, i + 1, i + _LOOK_AHEAD)
+        close = _BRACKET.search(text, i + 1, i + self._look_ahead)
         if close is None:
-            return None if len(text) < i + _LOOK_AHEAD and not end else self._go(i + 1)
+            return None if len(text) < i + self._look_ahead and not end else self._go(i + 1)
         if close.group() != "]":
             return self._go(i + 1)
         k = close.end()
@@ -788,11 +852,16 @@ class Chunker:
             return self._go(i + 1) if end else None
         if not (text[i + 1].isalpha() or text[i + 1] in "/!|"):
             return self._go(i + 1)
-        close = _TAG_END.search(text, i + 1, i + _LOOK_AHEAD)
+        # What has attributes is a tag, however long.
+        look_ahead = self._look_ahead if "=" not in text[i : i + _FIRST_LOOK_AHEAD] else _LOOK_AHEAD
+        close = _TAG_END.search(text, i + 1, i + look_ahead)
         if close is None:
-            return None if len(text) < i + _LOOK_AHEAD and not end else self._go(i + 1)
+            return None if len(text) < i + look_ahead and not end else self._go(i + 1)
         if close.group() != ">":
             return self._go(i + 1)
+        thought = _THOUGHT.match(text, i)
+        if thought is not None and opens_thought(self._before + text[:i]):
+            return self._unspoken(i, thought.end(), f"</{thought.group(1)}>", end)
         return self._atom(i, close.end(), hidden=close.end() - i, letters=0)
 
     def _code(self, i: int, end: bool) -> _Step | None:
@@ -803,35 +872,44 @@ class Chunker:
             k += 1
         if k == len(text) and not end:
             return None
-        if k - i >= 3 and (mark == "`" or not self._in_line(i)):
-            return self._fence(i, k, mark * 3, end)
+        if k - i >= 3:
+            fence = not self._in_line(i)
+            if not fence and mark == "`":
+                # In a line a fence has nothing behind it but the code's language.
+                info = _INFO.match(text, k)
+                assert info is not None
+                if info.end() == len(text) and not end:
+                    return None
+                fence = text[info.end() : info.end() + 1] in tuple(_LINE)
+            if fence:
+                return self._unspoken(i, k, mark * 3, end)
         if mark == "~":
             return self._go(k)
         close = re.compile(r"(?<!`)" + mark * (k - i) + r"(?!`)|[\n\r]\s*[\n\r]").search(
-            text, k, min(i + _LOOK_AHEAD, len(text))
+            text, k, min(i + self._look_ahead, len(text))
         )
         if close is not None and close.end() == len(text) and not end:
             return None
         if close is None:
-            return None if len(text) < i + _LOOK_AHEAD and not end else self._go(k)
+            return None if len(text) < i + self._look_ahead and not end else self._go(k)
         if close.group()[0] != mark:
             return self._go(k)
         return self._atom(i, close.end(), hidden=0)
 
-    def _fence(self, i: int, k: int, mark: str, end: bool) -> _Step | None:
-        """Fenced code from i to its closing fence, or to the turn's end."""
+    def _unspoken(self, i: int, k: int, closing: str, end: bool) -> _Step | None:
+        """Fenced code or a thought from i to what closes it behind k, or to the turn's end."""
         text = self._text
-        close = text.find(mark, k)
+        close = text.find(closing, k)
         if close < 0:
             if not end:
-                if i:  # what stands before the code need not wait for its end
+                if i:  # what stands before it need not wait for its end
                     return self._go(i, _Level.FORCE)
-                self._wake = mark[0]
+                self._wake = closing[-1]
                 return None
             stop = len(text)
         else:
-            stop = close + 3
-            while stop < len(text) and text[stop] == mark[0] and stop - close < _MAX_RUN:
+            stop = close + len(closing)
+            while stop < len(text) and text[stop] == closing[-1] and stop - close < _MAX_RUN:
                 stop += 1
             if stop == len(text) and not end:
                 return None
@@ -839,6 +917,26 @@ class Chunker:
                 return self._go(i, _Level.FORCE)
         atom = _Atom(self._start + i, self._start + stop, stop - i, 0)
         return _Step(self._start + stop, _Boundary(self._start + stop, _Level.FORCE), atom)
+
+
+def _parts_figures(text: str, conjunction: re.Match[str]) -> bool:
+    """Whether a cut before the conjunction parts what is one figure to the ear: "from eight | to six", "more | than 500"."""
+    word, start = conjunction.group(1), conjunction.start()
+    pair = _RANGE_BEFORE.get(word)
+    if pair is not None and pair.search(text, max(start - 48, 0), start):
+        return True
+    if word not in ("to", "than", "or"):
+        return False
+    behind = start + 1 + len(word)
+    return (
+        behind + 1 >= len(text)
+        or _FIGURE_BEHIND.match(text, behind) is not None
+        or _FIGURE_BEFORE.search(text[max(start - 24, 0) : start]) is not None
+    )
+
+
+def _is_date(word: str) -> bool:
+    return word in CALENDAR or word in DATES or word == "May"
 
 
 def _letters(text: str) -> int:

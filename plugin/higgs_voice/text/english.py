@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .abbreviations import STARTERS, words
+from .abbreviations import CALENDAR, STARTERS, words
 from .markup import KEPT
 from .numbers import amount, cardinal, digits, ordinal, year
 from .rewriting import Pieces, Rewriting, Span, Sub
@@ -20,14 +20,21 @@ _NUM: Final = r"(?:\d{1,3}(?:,\d{3}){1,5}(?!\d)|\d+)"
 _DEC: Final = rf"{_NUM}(?:\.\d+)?"
 
 
-def say(rewriting: Rewriting, *, british: bool = False) -> None:
-    """Put a text without markup into words."""
+def say(rewriting: Rewriting, *, british: bool = False, before: str = "") -> None:
+    """Put a text without markup into words; ``before`` is the end of what was written before it."""
     sub = rewriting.sub
     if any(char in rewriting.text for char in "@./#"):
         _addresses(sub)
     _abbreviations(sub)
-    if any(char.isdigit() for char in rewriting.text):
-        _figures(sub, british)
+    if ")" in rewriting.text:
+        sub(_LISTED, _listed)
+    if "$" in rewriting.text:
+        sub(_FORMULA, lambda match: [match.span(1)])
+    if "#" in rewriting.text:
+        sub(_POUND, " pound")
+        sub(_NUMBER_OF, "number")
+    if any(char.isnumeric() for char in rewriting.text):
+        _figures(sub, british, before)
     _signs(sub)
     _capitals(sub)
 
@@ -56,7 +63,16 @@ _FILE: Final = re.compile(
     rf"(?<![{_W}.@/-])([{_W}-]{{1,80}}(?:\.[{_W}-]{{1,40}}){{0,3}})\.({'|'.join(_FILES)})(?![{_W}])"
 )
 _HANDLE: Final = re.compile(rf"(?<![{_W}.@])@(?=[A-Za-z{KEPT}])")
+_NUMBER_TAG: Final = re.compile(
+    rf"(\bnumber )?(?<![{_W}&#])#(?=[A-Z][A-Z0-9]{{0,24}}(?:\d[A-Z]|-[A-Z0-9-]{{0,24}}\d))(?=[A-Z0-9-]{{2,60}}(?![{_W}]))"
+)
+_ORDER_TAG: Final = re.compile(
+    rf"(?<![{_W}])((?:order|ticket|invoice|case|issue|booking|reservation|reference|ref|confirmation|tracking|claim|id):? \(?)#"
+    rf"(?=[A-Za-z{KEPT}])",
+    re.IGNORECASE,
+)
 _TAG: Final = re.compile(rf"(?<![{_W}&#])#(?=[A-Za-z{KEPT}])")
+_DOT_NAME: Final = re.compile(r"(?<![\w.])\.(?=NET\b|[a-z]{2,16}(?![\w.]))")
 _SHARP: Final = re.compile(r"(?<![\w])([CFcf])#(?!\w)")
 _ADDRESS_SIGN: Final = re.compile(r"[.@_/+&=%~:-]")
 _SIGN_NAMES: Final = {
@@ -72,7 +88,10 @@ def _addresses(sub: Sub) -> None:
     sub(_DOMAIN, _domain)
     sub(_FILE, lambda match: [*_spell_address(match, *match.span(1)), " dot " + _FILES[match.group(2)]])
     sub(_SHARP, lambda match: [match.span(1), " sharp"])
+    sub(_NUMBER_TAG, lambda match: [match.span(1), ""] if match.group(1) else "number ")
+    sub(_ORDER_TAG, lambda match: [match.span(1), "number "])
     sub(_TAG, "hashtag ")
+    sub(_DOT_NAME, "dot ")
     sub(_HANDLE, "at ")
 
 
@@ -127,7 +146,7 @@ _TITLES: Final = {
     "Col": "Colonel", "Capt": "Captain", "Lt": "Lieutenant", "Sgt": "Sergeant", "Sen": "Senator", "Rep": "Representative",
     "Gov": "Governor", "Pres": "President", "Hon": "Honorable", "Mt": "Mount", "Ft": "Fort", "Maj": "Major",
 }  # fmt: skip
-_TITLE: Final = re.compile(rf"(?<![\w.])({'|'.join(_TITLES)})\.?(?=\s[A-Z{KEPT}])")
+_TITLE: Final = re.compile(rf"(?<![\w.])({'|'.join(_TITLES)})\.?(?=\s[A-Z{KEPT}]|\s(?:and|&) (?:Mrs?|Ms|Dr)\b)")
 _SHORT: Final = {
     "e.g": "for example", "i.e": "that is", "etc": "et cetera", "vs": "versus", "approx": "approximately", "dept": "department",
     "est": "estimated", "incl": "including", "excl": "excluding", "jr": "junior", "sr": "senior", "inc": "incorporated", "ltd": "limited",
@@ -138,17 +157,27 @@ _SHORT_WORD: Final = re.compile(
     rf"(?<![\w.@-])({'|'.join(re.escape(word) for word in _SHORT)})\.(?![\w])(?:,(?= ))?", re.IGNORECASE
 )
 _STREET: Final = re.compile(r"(?<![\w.])(St|Dr)\.(?!\w)")
+_STREET_NUMBER: Final = re.compile(r"\d{1,3}(?:st|nd|rd|th)\Z")
 _NUMBERED: Final = re.compile(r"(?<![\w.])([Nn]o|[Nn]os|[Vv]ol|[Ff]ig|[Cc]h|[Ss]ec|[Aa]rt|[Ee]xt|[Pp]p?)\. ?(?=#?\d)")
 _NUMBERED_WORDS: Final = {
     "no": "number ", "nos": "numbers ", "vol": "volume ", "fig": "figure ", "ch": "chapter ", "sec": "section ", "art": "article ",
     "p": "page ", "pp": "pages ", "ext": "extension ",
 }  # fmt: skip
-_WITH: Final = re.compile(r"(?<![\w/])w/(o(?!\w))?(?=[\s\w])")
+_WITH: Final = re.compile(r"(?<![\w/])w/(?:(o)(?!\w)|(?=[\s\w]))")
 _WORLD_WAR: Final = re.compile(r"(?<!\w)WWI(I)?(?!\w)")
-_WEEKDAY: Final = r"(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
-_WEEKDAYS: Final = re.compile(
-    rf"(?<!\w){_WEEKDAY}\.?(?: ?[-–] ?{_WEEKDAY}(?!\w)\.?|(?=,? (?:\d|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec))))"
+_WEEKDAY: Final = (
+    r"(Mon(?:day)?|Tue(?:s(?:day)?)?|Wed(?:nesday)?|Thu(?:r(?:s(?:day)?)?)?|Fri(?:day)?|Sat(?:urday)?|Sun(?:day)?)"
 )
+_DAY_NAME: Final = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)(?:s|rs?|day|nesday|rsday|sday|urday)?"
+_WEEKDAYS: Final = re.compile(
+    rf"(?<!\w){_WEEKDAY}\.?(?: ?[-–—] ?{_WEEKDAY}(?!\w)\.?|(?=,? (?:\d|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec))))"
+)
+_WEEKDAY_LIST: Final = re.compile(
+    rf"(?<!\w)(?:{_DAY_NAME}\.?(?:, (?:and |or )?| and | or | ?[&/] ?)){{1,6}}{_DAY_NAME}\b\.?|"
+    rf"(?<=\b[Oo]n ){_DAY_NAME}\b\.?(?= (?:at|or|and|from|between|through|to|in)\b|[,.;:!?]|\Z)"
+)
+_MONTH_BEHIND: Final = re.compile(r",? (?:[a-z\d]|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec))")
+_SHORT_WEEKDAY: Final = re.compile(r"\b(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b(\.?)")
 _WEEKDAY_NAMES: Final = {
     "Mo": "Monday", "Tu": "Tuesday", "We": "Wednesday", "Th": "Thursday", "Fr": "Friday", "Sa": "Saturday", "Su": "Sunday",
 }  # fmt: skip
@@ -176,8 +205,10 @@ def _abbreviations(sub: Sub) -> None:
     sub(_TITLE, lambda match: _TITLES[match.group(1)])
     sub(_SHORT_WORD, _short)
     sub(_AND_OR, "and or")
+    sub(_MONTHS_TO, _months_to)
     sub(_WORLD_WAR, lambda match: "World War " + ("two" if match.group(1) else "one"))
     sub(_WEEKDAYS, _weekdays)
+    sub(_WEEKDAY_LIST, _weekday_list)
     sub(_WITH, lambda match: "without" if match.group(1) else "with ")
     sub(_DOTTED, _dotted)
     sub(_NUMERAL_AFTER, lambda match: _numeral(match, regnal=False))
@@ -185,24 +216,50 @@ def _abbreviations(sub: Sub) -> None:
     sub(_INITIAL, _initial)
 
 
+def _weekday_list(match: _Match) -> Pieces:
+    said = _SHORT_WEEKDAY.sub(lambda day: _WEEKDAY_NAMES[day.group(1)[:2]], match.group()).rstrip(".")
+    said = ", ".join(day.strip() for day in said.split("/"))
+    return said + _day_stop(match)
+
+
+def _day_stop(match: _Match) -> str:
+    return "." if match.group().endswith(".") and _MONTH_BEHIND.match(match.string, match.end()) is None else ""
+
+
 def _weekdays(match: _Match) -> Pieces:
     first, last = _WEEKDAY_NAMES[match.group(1)[:2]], match.group(2)
-    return f"{first} to {_WEEKDAY_NAMES[last[:2]]}" + _kept_stop(match) if last else first
+    return f"{first} to {_WEEKDAY_NAMES[last[:2]]}" + _day_stop(match) if last else first
 
 
-def _ends_sentence(match: _Match) -> bool:
-    """Whether the stop that a match ends with is a sentence's end, too."""
-    rest = match.string[match.end() :].lstrip()
-    return not rest or (rest[0] in "\"'(" and match.string[match.end() : match.end() + 1] == " ") or rest[0].isupper()
+def _ends_sentence(match: _Match, *, loose: bool = False) -> bool:
+    """Whether the stop that a match ends with is a sentence's end, too.
+
+    Behind most abbreviations it is before a word that opens sentences, behind some (``loose``: a time, "etc.") before any
+    capital but a day's or a time zone's. The chunker decides by the same.
+    """
+    rest = match.string[match.end() : match.end() + 40].lstrip()
+    if not rest or (rest[0] in "\"'(" and match.string[match.end()] == " "):
+        return True
+    word = _LEADING_WORD.match(rest)
+    if word is None or not rest[0].isupper():
+        return False
+    return word.group() not in CALENDAR if loose else word.group() in STARTERS
+
+
+_LEADING_WORD: Final = re.compile(r"[^\W\d_]+")
 
 
 def _street(match: _Match) -> Pieces:
     text, end = match.string, match.end()
     following = re.match(r" ([A-Z]\w*)", text[end : end + 24])
     before = re.search(r"(?:(\w+) )?(\w+) \Z", text[max(match.start() - 40, 0) : match.start()])
-    named = before is not None and before.group(2)[:1].isupper() and before.group(2) not in STARTERS
+    named = before is not None and (
+        (before.group(2)[:1].isupper() and before.group(2) not in STARTERS)
+        or _STREET_NUMBER.match(before.group(2)) is not None
+    )
     if following is not None and not (named and following.group(1) in STARTERS):
-        if match.group(1) == "St" and not (named and before is not None and (before.group(1) or "")[:1].isdigit()):
+        numbered = before is not None and (before.group(1) or before.group(2))[:1].isdigit()
+        if match.group(1) == "St" and not (named and numbered):
             return "Saint"
         return "Doctor" if match.group(1) == "Dr" else "Street"
     word = "Street" if match.group(1) == "St" else "Drive"
@@ -210,6 +267,8 @@ def _street(match: _Match) -> Pieces:
 
 
 def _short(match: _Match) -> Pieces:
+    if match.group(1) == "EST":  # the time zone
+        return None
     word = _SHORT[match.group(1).lower()]
     if match.group(1)[:1].isupper() and match.group(1).lower() in (
         "inc",
@@ -225,7 +284,7 @@ def _short(match: _Match) -> Pieces:
     if match.group().endswith(","):
         return word if match.group(1).lower() in ("e.g", "i.e") else word + ","
     ends = match.group(1).lower() not in ("e.g", "i.e", "vs", "approx", "a.k.a", "incl", "excl") and _ends_sentence(
-        match
+        match, loose=match.group(1).lower() == "etc"
     )
     return word + ("." if ends else "")
 
@@ -279,8 +338,29 @@ _YEAR: Final = r"(?:,? (\d{4})(?![\w-]|[.,]\d))?"
 _MONTH_DAY: Final = re.compile(rf"(?<!\w){_MONTH} {_DAY}(?: ?[-–] ?{_DAY})?{_YEAR}")
 _DAY_MONTH: Final = re.compile(rf"(?<![\w.,:/$-])(the )?{_DAY} (?:of )?{_MONTH}(?!\w){_YEAR}")
 _MONTH_YEAR: Final = re.compile(rf"(?<!\w){_MONTH},? ([12]\d{{3}})(?![\w-]|[.,]\d)")
+_MONTHS_TO: Final = re.compile(rf"(?<!\w){_MONTH}\.? ?[-–—] ?{_MONTH}(?!\w)")
+_DATES_TO: Final = re.compile(
+    rf"(?<!\w)({_MONTH} (?:\d{{4}}|\d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?)) ?[-–—] ?(?=(?:{_DAY_NAME}\.?,? )?{_MONTH}(?!\w))"
+)
+_FIGURE_DATES_TO: Final = re.compile(
+    r"(?<![\w/.-])(\d{1,2}/\d{1,2}/(?:\d{4}|\d{2})|\d{4}-\d{2}-\d{2}) ?[-–—] ?(?=(?:\d{1,2}/\d{1,2}/(?:\d{4}|\d{2})|\d{4}-\d{2}-\d{2})(?![\w/-]))"
+)
+_DAY_FIGURES: Final = (
+    r"(\d{1,2})/(\d{1,2})(?![\w/]|[.,]\d| (?:stars?|points?|of|cups?|inch(?:es)?|miles?|(?:tea|table)spoons?)\b)"
+)
+_DAY_FIGURES_TO: Final = rf"{_DAY_FIGURES}(?:( ?[-–—] ?| to | through | thru | until | and ){_DAY_FIGURES})?"
+_DUE: Final = (
+    rf"(?<!\w)(?:{_DAY_NAME}|on|by|due|for|from|since|until|till|starting|check[- ]?(?:in|out)|dates?|expires|exp|arrives|"
+    rf"arriving|departs|departing)[.,:]?(?: is)?"
+)
+_DUE_DATE: Final = re.compile(rf"({_DUE} ){_DAY_FIGURES_TO}", re.IGNORECASE)
+_DUE_BEFORE: Final = re.compile(rf"{_DUE}\s\Z", re.IGNORECASE)
+_DUE_FIRST: Final = re.compile(rf"\A(){_DAY_FIGURES_TO}")
+_ZERO_DATE: Final = re.compile(rf"(?<![\w.,/$€£-])(){_DAY_FIGURES_TO}")
+_SHARED: Final = frozenset({(1, 2), (1, 3), (2, 3), (1, 4), (3, 4)})
+_NO_DATES: Final = frozenset({(24, 7), (9, 11)})
 _ISO: Final = re.compile(
-    r"(?<![\w-])(\d{4})-(\d{2})-(\d{2})(?:[T ](\d{2}):(\d{2})(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?(?![\w-])"
+    r"(?<![\w/-])(\d{4})([/-])(\d{2})\2(\d{2})(?:[T ](\d{2}):(\d{2})(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?(?![\w/-])"
 )
 _FIGURE_DATE: Final = re.compile(r"(?<![\w/.-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\w/-]|\.\d)")
 
@@ -290,10 +370,16 @@ _PHONE: Final = re.compile(
 )
 _TRUNK: Final = re.compile(r"(?<![\w.,$€£+/-])0\d{1,4}(?:[ -]\d{2,8}){1,4}(?![\w-]|[.,]\d)")
 _LOCAL: Final = re.compile(r"(?<![\w.,$€£+/-])(\d{3})-(\d{4})(?![\w-]|[.,]\d)")
-_DIALLED: Final = re.compile(r"(?<!\w)((?:[Cc]all|[Dd]ial|[Tt]ext|[Pp]ress|[Rr]ing) )(\d{3,6})(?![\w,.]\w|\w|[.,]\d)")
+_DIALLED: Final = re.compile(
+    r"(?<!\w)((?:[Cc]all|[Dd]ial|[Tt]ext|[Pp]ress|[Rr]ing|[Pp]hone|[Rr]each|[Ee]nter)(?: (?:us|me|them|him|her))?(?: back)?(?: at| on)? )"
+    r"(\d{3} \d{4}|\d{3,6})(?![\w,.]\w|\w|[.,:/-]\d)"
+)
 
 _CLOCK: Final = re.compile(r"(?<![\w:.])(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?: ?([AaPp])\.?[Mm]\b\.?)?(?![\w:])")
 _HOUR: Final = re.compile(r"(?<![\w:.,$€£])(\d{1,2}) ?([AaPp])\.?[Mm]\b\.?(?!\w)")
+_TIME: Final = r"\d{1,2}(?::[0-5]\d)?(?: ?[AaPp]\.?[Mm]\b\.?)?"
+_TIMES_TO: Final = re.compile(rf"(?<![\w:.,$€£/-])({_TIME}) ?[-–—] ?(?=({_TIME})(?![\w:/-]|[.,]\d))")
+_HOURS_BEFORE: Final = re.compile(r"(?:from|open|hours:?|daily|days?,?|weekdays,?|between) \Z", re.IGNORECASE)
 _RATIO: Final = re.compile(r"(?<![\w:.,])(\d{1,3}):(\d{1,3})(?![\w:])")
 
 _MINUS_RANGE: Final = re.compile(
@@ -321,7 +407,7 @@ _SCALES: Final = {
     "k": "thousand", "K": "thousand", "m": "million", "M": "million", "mm": "million", "MM": "million", "b": "billion", "B": "billion",
     "bn": "billion", "Bn": "billion", "t": "trillion", "T": "trillion", "tn": "trillion",
 }  # fmt: skip
-_SCALE: Final = r"(?:(?: ?)(thousand|million|billion|trillion|lakh|crore|k|K|mm|MM|m|M|bn|Bn|b|B|tn|t|T)(?!\w))?"
+_SCALE: Final = r"(?:(?: ?|-(?=[tmbl][a-z]{3}))(thousand|million|billion|trillion|lakh|crore|k|K|mm|MM|m|M|bn|Bn|b|B|tn|t|T)(?!\w))?"
 _SYMBOL: Final = "[$€£¥₹₩₽₺₪₿]"
 _PRICE: Final = re.compile(
     rf"(?<!\w)(-)?(US|CA|C|AU|A|NZ|HK)?({_SYMBOL}) ?(-)?(?=[.\d])({_NUM})?(\.\d+)?{_SCALE}(?:s(?!\w))?(?!\d)"
@@ -330,6 +416,13 @@ _PRICE_BEHIND: Final = re.compile(
     rf"(?<![\w.,])({_NUM})([.,]\d{{2}})?{_SCALE} ?([€£¥₹₽₺]|\$(?!\d)|(?:USD|EUR|GBP|JPY|INR|CHF|CAD|AUD)(?!\w))"
 )
 _PRICE_CODE: Final = re.compile(rf"(?<!\w)(USD|EUR|GBP|JPY|INR|CHF|CAD|AUD) ?({_NUM})(\.\d+)?{_SCALE}(?!\d)")
+_EUROPEAN: Final = re.compile(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){1,4},\d{2}(?!\d)")
+_A_PERIOD: Final = re.compile(r"(?<=\w)-an?-(?=(?:night|day|week|month|year|hour|minute|person|piece|seat|head)\b)")
+_EACH: Final = re.compile(
+    r"-| (?!(?:a|an|the|and|or|for|per|to|in|on|at|is|was|will|of|from|off|each|more|less|every|with|by|if|when|that|as|but|so|"
+    r"plus|back|here|there|than|until|into|you|we|I|he|she|they|it|this|your|my)\b)[a-z]"
+)
+_ARTICLE: Final = re.compile(r"\b(?:[Aa]|[Aa]n) \Z")
 _CENTS: Final = re.compile(rf"(?<![\w.,])({_DEC}) ?¢")
 _PERCENT: Final = re.compile(r" ?%")
 _PER_MILLE: Final = re.compile(" ?‰")
@@ -354,11 +447,25 @@ _UNITS: Final = {
     "sq ft": ("square foot", "square feet"), "sq. ft": ("square foot", "square feet"), "ft²": ("square foot", "square feet"), "m²": ("square meter", "square meters"),
     "m³": ("cubic meter", "cubic meters"), "km²": ("square kilometer", "square kilometers"), "cm²": ("square centimeter", "square centimeters"),
     "m2": ("square meter", "square meters"), "m3": ("cubic meter", "cubic meters"), "km2": ("square kilometer", "square kilometers"),
-    "mpg": ("mile per gallon", "miles per gallon"), "psi": ("P S I", "P S I"), "gal": ("gallon", "gallons"), "pt": ("point", "points"),
+    "mpg": ("mile per gallon", "miles per gallon"), "psi": ("P S I", "P S I"), "gal": ("gallon", "gallons"), "tsp": ("teaspoon", "teaspoons"), "tbsp": ("tablespoon", "tablespoons"), "mcg": ("microgram", "micrograms"),
+    "µg": ("microgram", "micrograms"), "mg/mL": ("milligram per milliliter", "milligrams per milliliter"), "mg/ml": ("milligram per milliliter", "milligrams per milliliter"),
+    "mg/dL": ("milligram per deciliter", "milligrams per deciliter"), "yr": ("year", "years"), "yrs": ("year", "years"), "mo": ("month", "months"),
+    "mos": ("month", "months"), "wk": ("week", "weeks"), "wks": ("week", "weeks"), "KG": ("kilogram", "kilograms"), "Kg": ("kilogram", "kilograms"),
+    "KM": ("kilometer", "kilometers"), "mbps": ("megabit per second", "megabits per second"), "gbps": ("gigabit per second", "gigabits per second"), "pt": ("point", "points"),
 }  # fmt: skip
 _UNIT: Final = re.compile(
     rf"(?<![\w.,])({_DEC}|\d+/\d+|[½¼¾⅓⅔])( ?-?)({'|'.join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))})(?![\w²³])(\.(?= [a-z0-9]|[,;:]))?"
 )
+_DURATION: Final = re.compile(
+    r"(?<![\w.,])(\d{1,3}) ?(d|h|hrs?|m|mins?) (?=\d)(\d{1,2}) ?(h|hrs?|m|mins?|s|secs?)(?: (\d{1,2}) ?(m|mins?|s|secs?))?(?!\w)|"
+    r"(?<![\w.,])(\d{1,3})(d|h|m)(\d{1,2})(h|m|s)(?!\w)"
+)
+_DURATIONS: Final = {"d": "day", "h": "hour", "m": "minute", "s": "second"}
+_MILLIONS: Final = re.compile(
+    rf"(?<![\w.,])({_DEC})m(?= (?:users|people|customers|downloads|views|subscribers|followers|households|rows|records|tokens|"
+    r"dollars|euros|pounds)\b)"
+)
+_INCHES: Final = re.compile(rf"(?<![\w.,'\"])({_DEC})[\"″](?: ?(?:x|×|by) ?({_DEC})[\"″]|(?= [a-z]{{3}}))(?!\w)")
 _DEGREES: Final = re.compile(r" ?(?:°|º) ?(C|F|K)?(?!\w)|℃|℉")
 _PER: Final = re.compile(
     r"(?<=[\d%a-zA-Z]) ?/ ?(month|mo|year|yr|week|wk|day|hour|hr|h|minute|min|second|sec|person|user|night|kg|lb|gallon|mile|km|unit|seat|token|GB|month)(?!\w)"
@@ -370,6 +477,9 @@ _PER_WORDS: Final = {
 _FEET: Final = re.compile(r"(?<![\w.,])(\d{1,2})['′] ?(\d{1,2})(?:[\"″]|'')?(?!\w)")
 _BY: Final = re.compile(rf"(?<![\w.,])({_DEC})(?: ?x ?|×)(?={_DEC}(?![\w.,]\w))")
 _TIMES: Final = re.compile(r"(?<=\d)x(?!\w)")
+_UNKNOWN: Final = re.compile(r"(?<=\d)([xyzn])( ?[-+=*^²³](?! ?\d{1,6}x\b))(?: (?=\d))?")
+_EQUATION: Final = re.compile(r"(?<=\d) ?- ?(?=\d{1,9} ?=)")
+_ZONE: Final = re.compile(r"(?<=\b(?:GMT|UTC)) ?([+-])(?=\d)")
 
 _HALVES: Final = {
     "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6),
@@ -377,24 +487,60 @@ _HALVES: Final = {
 }  # fmt: skip
 _VULGAR: Final = re.compile(rf"(?:(?<![\w.,])(\d{{1,6}}) ?)?([{''.join(_HALVES)}])")
 _FRACTION: Final = re.compile(r"(?<![\w.,/])(?:(\d{1,4}) )?(\d{1,3})/(\d{1,4})(?![\w/]|[.,]\d)")
+_RATING: Final = re.compile(
+    r"((?<!\w)(?:rated|ratings?|scored?|scores?|grade|reviews?|steps?|page|part|slide|chapter|question|level|stage|phase)"
+    r"(?: (?:is|was|of|it|this|us|them|at|a))?:? )?(?<![\w.,/])(\d{1,3}(?:\.\d{1,2})?)/(\d{1,4})( (?:stars?|points?|rating)\b)?(?![\w/]|[.,]\d)",
+    re.IGNORECASE,
+)
+_PART_OF: Final = re.compile(r" (?:of|the|as|scale|inch|inches|mile|cup|second|ounce|acre)\b")
+_MIXED_FRACTION: Final = re.compile(r"(?<![\w.,/-])(\d{1,3})-(\d{1,2})/(\d{1,3})(?![\w/]|[.,]\d)")
 _PARTS: Final = {2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 20, 24, 25, 30, 32, 40, 50, 60, 64, 100, 1000}
 
 _ORDINAL: Final = re.compile(rf"(?<![\w.,])({_NUM})(st|nd|rd|th)(?!\w)", re.IGNORECASE)
 _DECADE: Final = re.compile(r"(?<![\w.,])(1[1-9]|20)(\d)0'?s(?!\w)")
-_SHORT_DECADE: Final = re.compile(r"(?<!\w)'?([2-9])0'?s(?!\w)")
-_VERSION: Final = re.compile(r"(?<![\w.])([vV](?:ersion )?\.? ?)?(\d+(?:\.\d+){2,8})(?![\w]|\.\d)")
-_V: Final = re.compile(r"(?<![\w.])[vV](?=\d{1,4}(?:\.\d{1,4})?(?!\w))")
-_HASH: Final = re.compile(r"(?<!\w)(?:#|№) ?(?=\d)")
-_ZIP: Final = re.compile(r"(?<!\w)([A-Z]{2}) (\d{5})(?:-(\d{4}))?(?![\w-]|[.,]\d)")
-_CODE: Final = re.compile(
-    r"(?<!\w)((?:code|pin|PIN|OTP|zip|ZIP|account|order|confirmation|reference|tracking|ID|id|ticket|case|serial|extension|ext\.?|flight|room|"
-    r"ending in|ends in|ending with)(?: code)?(?: number)?(?: is|:)? (?:#|number )?)(\d{4,20})(?![\w]|[.,]\d)",
+_SHORT_DECADE: Final = re.compile(
+    r"(?<!\w)(?:'|(\b(?:the|her|his|our|my|your|their|early|late|mid)[ -]|(?<=[2-9]0s )(?:and|or|to) ))([2-9])0'?s(?!\w)|"
+    r"(?<!\w)([2-9])0(?:'s(?!\w)|s(?= (?:music|movie|style|fashion|hit|rock|song|classic)s?\b))",
     re.IGNORECASE,
 )
-_MIXED: Final = re.compile(
-    r"(?<![\w.,'-])(?=[A-Z0-9-]{0,24}\d)(?=[A-Z0-9-]{0,24}[A-Z])[A-Z0-9]{1,12}(?:-[A-Z0-9]{1,12}){0,4}(?![\w])"
+_VERSION: Final = re.compile(r"(?<![\w.])([vV](?:ersion )?\.? ?)?(\d+(?:\.\d+){2,8})(?![\w]|\.\d)")
+_V: Final = re.compile(r"(?<![\w.])(?:v(?=\d{1,4}(?:\.\d{1,4})?(?!\w))|V(?=\d{1,4}\.\d{1,4}(?!\w)))")
+_HASH: Final = re.compile(r"(?<!\w)(?:#|№) ?(?=\d)")
+_ZIP: Final = re.compile(r"(?<!\w)([A-Z]{2}) (\d{5})(?:-(\d{4}))?(?![\w-]|[.,]\d)")
+_CODE_FIGURE: Final = r"(?P<figure>\d{3,20}(?:(?:-\d{2,8}| \d{3,8}){1,5})?)(?![\w/]|[.,:-]\d)"
+_CODE_WORD: Final = (
+    r"(?:(?:pass|post)?codes?|password|PIN|OTP|SSN|social security number|digits|(?:number|ID)(?! of\b))\b"
 )
-_SCALED: Final = re.compile(rf"(?<![\w.,])({_DEC})(k|M|bn)(?!\w)")
+_CODE_IS: Final = r"(?: (?:is|are|was|be|reads)(?: now| as follows)?)"
+# Between a code's name and its figure there may be words: "the code I have for you is".
+_CODE_HEAD: Final = rf"(?<!\w){_CODE_WORD}(?:(?P<between>(?:,? [a-z']{{1,15}}){{1,6}}?){_CODE_IS}|{_CODE_IS}?)"
+_CODE: Final = re.compile(
+    rf"({_CODE_HEAD}(?: ?[:=,])?\s{{0,4}}[\"'(]?(?:#|number |no\. )?(?<!\w)){_CODE_FIGURE}", re.IGNORECASE
+)
+_CODE_LABEL: Final = re.compile(
+    r"((?<!\w)(?:(?:area|zip|dialing|country) code|extension|ext\.?|(?:ending|ends)(?: in| with)?|end (?:in|with)) )"
+    r"(\d{3,20})(?![\w/]|[.,:-]\d)|"
+    r"((?<!\w)(?:zip|account|order|confirmation|reference|tracking|ticket|case|serial|flight|room|booking|reservation|invoice|"
+    r"member(?:ship)?|policy|claim|routing)(?: code)?(?: number)?(?: is|:|,)? ?\(?(?:#|number )?(?<!\w))"
+    r"(\d{4,20}(?:-\d{2,8}){0,5})(?![\w/]|[.,:-]\d)",
+    re.IGNORECASE,
+)
+_CODE_BEFORE: Final = re.compile(
+    rf"(?:{_CODE_HEAD}(?: ?:)?|(?<!\w)(?:account|order|confirmation|reference|tracking|ticket|booking|reservation|invoice)"
+    rf"(?: is| ?:))[\s*_`\"'(#]{{0,12}}\Z",
+    re.IGNORECASE,
+)
+_CODE_FIRST: Final = re.compile(rf"\A(\W{{0,8}})(?=(?:\d[ -]?){{4}}){_CODE_FIGURE}")
+_SECURITY: Final = re.compile(
+    r"(?<![\w.,$€£+/-])(?:\d{3}-\d{2}-\d{4}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}|\d{4}([ -])\d{6}\2\d{5})(?![\w-]|[.,]\d)"
+)
+_LONG_HASH: Final = re.compile(r"(?<!\w)(?:#|№) ?(\d{4,20})(?![\w/]|[.,:-]\d)")
+_MIXED: Final = re.compile(
+    r"(?<![\w.,'-])(?=[A-Z0-9-]{0,24}\d)(?=[A-Z0-9-]{0,24}[A-Z])[A-Z0-9]{1,24}(?:-[A-Z0-9]{1,12}){0,4}(?![\w])"
+)
+_SCALED: Final = re.compile(
+    rf"(?<![\w.,])({_DEC})(k|M|bn|K(?<!\b[48]K)(?! (?:run|race|TV|video|display|monitor|resolution)))(?!\w)"
+)
 _MINUS: Final = re.compile(r"(?<![\w)\]%.,])-(?=\.?\d)")
 _JOINED: Final = re.compile(r"(?<=[\w.])-(?=\d)")
 _YEAR_RANGE: Final = re.compile(r"(?<![\w.,-])(1[1-9]\d\d|20\d\d) ?[-–/] ?(\d{4}|\d{2})(?![\w-]|[.,]\d)")
@@ -405,20 +551,39 @@ _SUPERSCRIPTS: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789"
 _NUMBER: Final = re.compile(rf"(?<![\d.]){_NUM}(?:\.\d+)?|\.\d+|\d+")
 
 
-def _figures(sub: Sub, british: bool) -> None:
+def _figures(sub: Sub, british: bool, before: str) -> None:
+    sub(_APPROXIMATELY, "about ")
+    sub(_EUROPEAN, lambda match: match.group().replace(".", "").replace(",", "."))
+    sub(_ZONE, lambda match: " minus " if match.group(1) == "-" else " plus ")
     sub(_INTERNATIONAL, _international)
     sub(_PHONE, lambda match: ", ".join(digits(group) for group in match.groups() if group))
-    sub(_TRUNK, _trunk)
+    sub(_DATES_TO, lambda match: [match.span(1), " to "])
+    sub(_FIGURE_DATES_TO, lambda match: [match.span(1), " to "])
     sub(_ISO, _iso_date)
     sub(_FIGURE_DATE, lambda match: _figure_date(match, british))
+    due = _DUE_BEFORE.search(before)
+    if due is not None:
+        sub(_DUE_FIRST, lambda match: _due_date(match, british, due.group().strip()))
+    sub(_DUE_DATE, lambda match: _due_date(match, british, match.group(1).strip()))
+    sub(_ZERO_DATE, lambda match: _due_date(match, british, ""))
+    sub(_RATING, _rating)
+    sub(_MIXED_FRACTION, _mixed_fraction)
+    sub(_SECURITY, lambda match: _grouped(match.group()))
+    if _CODE_BEFORE.search(before):
+        sub(_CODE_FIRST, lambda match: [match.span(1), _grouped(match.group(2))])
+    sub(_CODE, _code)
+    sub(_CODE_LABEL, _labelled)
+    sub(_LONG_HASH, lambda match: "number " + digits(match.group(1)))
+    sub(_TRUNK, _trunk)
     sub(_LOCAL, lambda match: f"{digits(match.group(1))}, {digits(match.group(2))}")
     sub(_MONTH_DAY, lambda match: _month_day(match, british))
     sub(_DAY_MONTH, lambda match: _day_month(match))
     sub(_MONTH_YEAR, lambda match: f"{_MONTH_OF[match.group(1) or match.group(2)]} {year(int(match.group(3)))}")
     sub(_ZIP, lambda match: [match.span(1), *(f" {digits(group)}" for group in match.groups()[1:] if group)])
-    sub(_CODE, lambda match: [match.span(1), digits(match.group(2))])
-    sub(_DIALLED, lambda match: [match.span(1), digits(match.group(2))])
+    sub(_DIALLED, lambda match: [match.span(1), _grouped(match.group(2))])
     sub(_YEAR_RANGE, _year_range)
+    sub(_TIMES_TO, _times_to)
+    sub(_EQUATION, " minus ")
     sub(_MINUS_RANGE, _range)
     sub(_CLOCK, _clock)
     sub(_HOUR, lambda match: f"{cardinal(int(match.group(1)))} {match.group(2).upper()} M" + _kept_stop(match))
@@ -432,8 +597,12 @@ def _figures(sub: Sub, british: bool) -> None:
         _PRICE_BEHIND,
         lambda match: _price(match, match.group(4), match.group(1), match.group(2), match.group(3), british),
     )
+    sub(_A_PERIOD, " a ")
     sub(_DECADE, lambda match: _decade(int(match.group(1)), int(match.group(2))))
-    sub(_SHORT_DECADE, lambda match: _plural(cardinal(int(match.group(1)) * 10)))
+    sub(_SHORT_DECADE, _short_decade)
+    sub(_DURATION, _duration)
+    sub(_MILLIONS, lambda match: [match.span(1), " million"])
+    sub(_INCHES, _inches)
     sub(_CENTS, lambda match: amount(match.group(1)) + (" cent" if match.group(1) == "1" else " cents"))
     sub(_FEET, lambda match: f"{cardinal(int(match.group(1)))} foot {cardinal(int(match.group(2)))}")
     sub(_UNIT, _unit)
@@ -441,6 +610,7 @@ def _figures(sub: Sub, british: bool) -> None:
     sub(_VULGAR, _vulgar)
     sub(_FRACTION, _fraction)
     sub(_PER, lambda match: " per " + _PER_WORDS.get(match.group(1), match.group(1)))
+    sub(_UNKNOWN, _unknown)
     sub(_BY, lambda match: [match.span(1), " by "])
     sub(_TIMES, " times")
     sub(_PERCENT, " percent")
@@ -454,7 +624,6 @@ def _figures(sub: Sub, british: bool) -> None:
     sub(_HASH, "number ")
     sub(_SCALED, lambda match: [match.span(1), " " + _SCALES[match.group(2)]])
     sub(_MIXED, _mixed)
-    sub(_APPROXIMATELY, "about ")
     sub(_POWER, lambda match: _power(match.group(1)))
     sub(_SUPERSCRIPT, lambda match: _power(match.group().translate(_SUPERSCRIPTS)))
     sub(_MINUS, "minus ")
@@ -462,9 +631,30 @@ def _figures(sub: Sub, british: bool) -> None:
     sub(_NUMBER, lambda match: _number(match, british))
 
 
+def _grouped(code: str) -> str:
+    """A code's digits, a pause between its groups."""
+    return ", ".join(digits(group) for group in re.split("[ -]", code))
+
+
+def _code(match: _Match) -> Pieces:
+    """Three figures alone may be a quantity where the word before them does not say what they are."""
+    head, figure = match.group(1), match.group("figure")
+    if len(figure) == 3 and (match.group("between") or "number" in head.lower()):
+        return None
+    counted = _COUNTED.match(match.string, match.end())
+    if counted is not None and counted.group(1) in _COUNTS:
+        return None
+    return [match.span(1), _grouped(figure)]
+
+
+def _labelled(match: _Match) -> Pieces:
+    label = 1 if match.group(2) else 3
+    return [match.span(label), _grouped(match.group(label + 1))]
+
+
 def _kept_stop(match: _Match) -> str:
     """The sentence's stop, if an abbreviation's stop was it."""
-    return "." if match.group().endswith(".") and _ends_sentence(match) else ""
+    return "." if match.group().endswith(".") and _ends_sentence(match, loose=True) else ""
 
 
 def _international(match: _Match) -> Pieces:
@@ -472,7 +662,10 @@ def _international(match: _Match) -> Pieces:
     if not 8 <= sum(char.isdigit() for char in text) <= 15:
         return None
     groups: list[str] = []
-    for run in re.findall(r"\d+", text):
+    runs = re.findall(r"\d+", text)
+    if len(runs) == 1 and len(runs[0]) == 11 and runs[0][0] == "1":
+        runs = ["1", runs[0][1:]]
+    for run in runs:
         while len(run) > 4:
             groups.append(run[:3])
             run = run[3:]
@@ -487,11 +680,11 @@ def _trunk(match: _Match) -> Pieces:
 
 
 def _iso_date(match: _Match) -> Pieces:
-    said = _date(int(match.group(3)), int(match.group(2)), match.group(1))
+    said = _date(int(match.group(4)), int(match.group(3)), match.group(1))
     if said is None:
         return None
-    if match.group(4):
-        said += " at " + _time(int(match.group(4)), int(match.group(5)))
+    if match.group(5):
+        said += " at " + _time(int(match.group(5)), int(match.group(6)))
     return said
 
 
@@ -510,6 +703,32 @@ def _figure_date(match: _Match, british: bool) -> Pieces:
     return _date(day, month, written)
 
 
+def _due_date(match: _Match, british: bool, lead: str) -> Pieces:
+    """``12/25`` behind a word that a date follows, or with a leading zero."""
+    first = _day(match.group(2), match.group(3), british)
+    second = _day(match.group(5), match.group(6), british) if match.group(4) else None
+    if first is None or (match.group(4) and second is None):
+        return None
+    figures = [match.group(i) for i in (2, 3, 5, 6) if match.group(i)]
+    zero = any(figure[0] == "0" for figure in figures)
+    pairs = {(int(a), int(b)) for a, b in zip(figures[::2], figures[1::2], strict=True)}
+    shared = lead.lower() in ("by", "for", "from") and pairs <= _SHARED
+    if not zero and (not lead or shared or pairs & _NO_DATES or _COUNTED.match(match.string, match.end())):
+        return None
+    pieces: list[str | Span] = [match.span(1), first]
+    if second is not None:
+        joint = match.group(4).strip()
+        pieces.append(f" to {second}" if joint in "-–—" else f" {joint} {second}")
+    return pieces
+
+
+def _day(first: str, second: str, british: bool) -> str | None:
+    month, day = (int(second), int(first)) if british else (int(first), int(second))
+    if month > 12:
+        month, day = day, month
+    return f"{_MONTHS[month - 1]} {ordinal(day)}" if 1 <= month <= 12 and 1 <= day <= 31 else None
+
+
 def _date(day: int, month: int, written_year: str) -> str | None:
     if not (1 <= day <= 31 and 1 <= month <= 12):
         return None
@@ -519,6 +738,11 @@ def _date(day: int, month: int, written_year: str) -> str | None:
 def _year(written: str) -> str:
     number = int(written)
     return year(number) if 1000 <= number <= 2999 else amount(written)
+
+
+def _months_to(match: _Match) -> Pieces:
+    first, last = (_MONTH_OF[match.group(i) or match.group(i + 1)] for i in (1, 3))
+    return f"{first} to {last}"
 
 
 def _month_day(match: _Match, british: bool) -> Pieces:
@@ -546,6 +770,20 @@ def _year_range(match: _Match) -> Pieces:
             return f"{_MONTHS[int(last) - 1]} {year(first)}" if 1 <= int(last) <= 12 else None
         return f"{year(first)} to {cardinal(int(last)) if int(last) > 9 else 'oh ' + cardinal(int(last))}"
     return f"{year(first)} to {_year(last)}"
+
+
+def _times_to(match: _Match) -> Pieces:
+    """Between two times a dash is "to", whichever of them is the later one."""
+    first, last = match.group(1), match.group(2)
+    apart = match.string[match.end() - 1] == " "
+    if (
+        last[-1] in "Mm."
+        or (":" in last and (":" in first or first[-1] in "Mm."))
+        or (first[-1] in "Mm." and not apart)
+    ):
+        return [match.span(1), " to "]
+    head = match.string[max(match.start() - 12, 0) : match.start()]
+    return [match.span(1), " to "] if _HOURS_BEFORE.search(head) else None
 
 
 def _range(match: _Match) -> Pieces:
@@ -599,7 +837,13 @@ def _price(
     match: _Match, symbol: str, whole: str | None, fraction: str | None, scale: str | None, british: bool
 ) -> Pieces:
     one, many, cent, cents = _CURRENCIES[symbol]
+    if _EACH.match(match.string, match.end()) and _ARTICLE.search(
+        match.string[max(match.start() - 3, 0) : match.start()]
+    ):
+        many, cents = one, cent
     whole = whole or "0"
+    if whole.isdigit() and 6 < len(whole) < 16:
+        whole = f"{int(whole):,}"
     nation = ""
     if match.re is _PRICE:
         nation = _NATIONS.get(match.group(2) or "", "")
@@ -623,9 +867,27 @@ def _price(
 def _unit(match: _Match) -> Pieces:
     one, many = _UNITS[match.group(3)]
     joined = "-" in match.group(2)
-    single = joined or match.group(1) == "1" or match.group(1) in _HALVES or "/" in match.group(1)
-    of = " of a " if match.group(1) in "½¼¾⅓⅔" else " "
+    mixed = match.string[max(match.start() - 2, 0) : match.start()].strip().isdigit()
+    single = joined or match.group(1) == "1" or match.group(1) in _HALVES or ("/" in match.group(1) and not mixed)
+    of = " of a " if match.group(1) in "½¼¾⅓⅔" and match.group(3) not in ("tsp", "tbsp") else " "
     return [match.span(1), of + (one if single else many)]
+
+
+def _inches(match: _Match) -> Pieces:
+    """``12" pizza``; behind a quotation's beginning the mark is its end."""
+    if match.group(2):
+        return [match.span(1), " by ", match.span(2), " inches"]
+    if match.string.count('"', 0, match.start()) % 2 or not _EACH.match(match.string, match.end()):
+        return None
+    return [match.span(1), " inch"]
+
+
+def _duration(match: _Match) -> Pieces:
+    found = [group for group in match.groups() if group]
+    if [unit[0] for unit in found[1::2]] != sorted({unit[0] for unit in found[1::2]}, key="dhms".index):
+        return None
+    parts = zip(found[::2], found[1::2], strict=True)
+    return " ".join(f"{cardinal(int(n))} {_DURATIONS[unit[0]]}{'' if n == '1' else 's'}" for n, unit in parts)
 
 
 def _degrees(match: _Match) -> Pieces:
@@ -640,6 +902,25 @@ def _vulgar(match: _Match) -> Pieces:
     return _parts(top, bottom)
 
 
+def _rating(match: _Match) -> Pieces:
+    """``4/5`` beside a word that counts, or of ten or a hundred, is "four out of five"."""
+    top, bottom = match.group(2), match.group(3)
+    if not (match.group(1) or match.group(4) or "." in top):
+        tenth = bottom in ("10", "100") and not _PART_OF.match(match.string, match.end())
+        if not tenth or float(top) >= float(bottom) or top[0] == "0":
+            return None
+    pieces: list[str | Span] = [match.span(1)] if match.group(1) else []
+    pieces += [f"{amount(top)} out of {amount(bottom)}"]
+    return [*pieces, match.span(4)] if match.group(4) else pieces
+
+
+def _mixed_fraction(match: _Match) -> Pieces:
+    top, bottom = int(match.group(2)), int(match.group(3))
+    if not 0 < top < bottom or bottom not in _PARTS:
+        return None
+    return f"{amount(match.group(1))} and {_parts(top, bottom, article=True)}"
+
+
 def _fraction(match: _Match) -> Pieces:
     top, bottom = int(match.group(2)), int(match.group(3))
     if match.group(1) is None and (top, bottom) in ((24, 7), (9, 11)):
@@ -651,7 +932,12 @@ def _fraction(match: _Match) -> Pieces:
             return f"{amount(match.group(1))} and {_parts(top, bottom, article=True)}"
         return _parts(top, bottom)
     whole = f"{amount(match.group(1))} " if match.group(1) else ""
-    return f"{whole}{amount(match.group(2))} {'over' if bottom in _PARTS and top > bottom else 'out of'} {amount(match.group(3))}"
+    return f"{whole}{amount(match.group(2))} {'over' if top > bottom else 'out of'} {amount(match.group(3))}"
+
+
+def _unknown(match: _Match) -> Pieces:
+    sign = " minus " if match.group(2).strip() == "-" else match.span(2)
+    return [" ", match.span(1), sign]
 
 
 def _parts(top: int, bottom: int, *, article: bool = False) -> str:
@@ -665,6 +951,11 @@ def _decade(century: int, tens: int) -> str:
     if tens:
         return f"{cardinal(century)} {_plural(cardinal(tens * 10))}"
     return "two thousands" if century == 20 else f"{cardinal(century)} hundreds"
+
+
+def _short_decade(match: _Match) -> Pieces:
+    said = _plural(cardinal(int(match.group(2) or match.group(3)) * 10))
+    return [match.span(1), said] if match.group(1) else said
 
 
 def _plural(word: str) -> str:
@@ -712,11 +1003,23 @@ def _number(match: _Match, british: bool) -> Pieces:
     token, text = match.group(), match.string
     before, behind = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
     if len(token) == 4 and token.isdigit() and "1100" <= token <= "2099":
-        said = year(int(token))
+        counted = token < "1900" and token[2:] != "00" and _COUNTED.match(text, match.end()) is not None
+        counted = counted and _YEAR_BEFORE.search(text[max(match.start() - 16, 0) : match.start()]) is None
+        said = cardinal(int(token), british) if counted else year(int(token))
+    elif len(token) > 5 and token.isdigit() and not token.endswith("000"):
+        word = _COUNTED.match(text, match.end())
+        counted = len(token) < 16 and word is not None and word.group(1) in _COUNTS
+        said = cardinal(int(token), british) if counted else digits(token)
     else:
         said = amount(token, british)
     return f"{' ' if before.isalnum() else ''}{said}{' ' if behind.isalnum() else ''}"
 
+
+_YEAR_BEFORE: Final = re.compile(r"(?:\b(?:in|since|by|from|until)|(?<!\w)[A-Z]\w{0,12}) \Z")
+_COUNTED: Final = re.compile(r" ([a-z]{3,20}s|feet|people)\b")
+_COUNTS: Final = frozenset(many.split()[0] for _, many in _UNITS.values()) | words("""
+    people users customers dollars euros residents inhabitants items steps words tokens rows records views downloads
+""")
 
 # Signs and capitals
 
@@ -742,6 +1045,11 @@ _OPERATORS: Final = {
 }  # fmt: skip
 _FLAG: Final = re.compile(r"(?<!\S)--?(?=[A-Za-z])")
 _DOLLAR: Final = re.compile(r"\$(?=\s|\Z)")
+_NUMBER_OF: Final = re.compile(r"(?<!\w)#(?= of\b)")
+_POUND: Final = re.compile(r"(?<=\d)#(?!\w)")
+_OPEN: Final = re.compile(r"\([^()]*\Z")
+_LISTED: Final = re.compile(r"(?<!\S)(\d{1,2}|[A-Za-z])\) (?=[A-Z])")
+_FORMULA: Final = re.compile(r"(?<![\w$])\$(?=[A-Za-z(\\])([^$\n]{1,80})(?<=\S)\$(?![\w$])")
 _UNSAID: Final = re.compile(r"[$#\\@]")
 
 _CAPITALS: Final = re.compile(r"(?<![\w.'-])([A-Z]{2,6})(s|'s)?(?![\w'])")
@@ -751,6 +1059,12 @@ _SPELLED: Final = words("""
     RNA HIV IVF ADHD ACLU YMCA VIP FAQ DOB IOT LED OLED OEM ERP AOL
 """)
 _INTERJECTIONS: Final = words("HMM HM SHH SH PSST PFFT BRR GRR TSK MM MHM ZZZ MR MRS MS DR ST JR SR")
+
+
+def _listed(match: _Match) -> Pieces:
+    """``1) Billing`` is a list's item unless a bracket is open."""
+    head = match.string[max(match.start() - 40, 0) : match.start()]
+    return None if _OPEN.search(head) else [match.span(1), ", "]
 
 
 def _is_word(capitals: str) -> bool:

@@ -80,11 +80,27 @@ _COMPOSED: Final = re.compile("[^\\W\\d_][\u0300-\u036f]{1,8}")
 _STYLED: Final = re.compile("[\U0001d400-\U0001d7ff\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\ufb00-\ufb06\u210e]")
 _ENTITY: Final = re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
 _TOKEN: Final = re.compile(r"<\|[^|<>\s]{1,60}\|>")
-_FENCE: Final = re.compile(r"`{3,}.*?(?:`{3,}|\Z)|^[ \t]*~{3,}.*?(?:~{3,}|\Z)", re.DOTALL | re.MULTILINE)
+_INFO_FENCE: Final = r"`{3,}(?=[\w+#.-]{0,20}[ \t]{0,8}(?:\n|\Z)).*?(?:`{3,}|\Z)"
+
+
+def _fences(line_start: str) -> re.Pattern[str]:
+    """Fenced code: from a line's beginning, or in a line with nothing behind the marks but the code's language."""
+    line = rf"{line_start}[ \t]*(?:`{{3,}}.*?(?:`{{3,}}|\Z)|~{{3,}}.*?(?:~{{3,}}|\Z))"
+    return re.compile(f"{line}|{_INFO_FENCE}", re.DOTALL | re.MULTILINE)
+
+
+_FENCE: Final = _fences("^")
+_FENCE_IN_LINE: Final = _fences("(?<=\n)")  # where the text itself begins in a line
+_THOUGHT: Final = re.compile(r"<(think|thinking)>.*?(?:</\1>|\Z)", re.DOTALL)
 _COMMENT: Final = re.compile(r"<!--(?:[^-]|-(?!->)){0,400}-->")
 _AUTOLINK: Final = re.compile(r"<((?:https?://|mailto:)?[^\s<>|]{1,300}[.@:/][^\s<>|]{1,300})>")
 _BREAK_TAG: Final = re.compile(
     r"</?(?:br|p|div|li|ul|ol|tr|h[1-6]|table|blockquote)(?:\s[^<>\n]{0,300})?/?>", re.IGNORECASE
+)
+_CELL: Final = re.compile(r"</t[dh]>\s{0,64}<t[dh](?:\s[^<>\n]{0,300})?>", re.IGNORECASE)
+_WORD_TAG: Final = re.compile(
+    r"</?(?:a|abbr|b|code|del|em|font|i|ins|kbd|mark|s|small|span|strong|sub|sup|u|wbr)(?:\s[^<>\n]{0,300})?/?>",
+    re.IGNORECASE,
 )
 _TAG: Final = re.compile(r"</?[A-Za-z][^<>\n]{0,300}>|<[!?][A-Za-z][^<>\n]{0,300}>")
 _SE: Final = re.compile(r"<(SE|SE_s|SE_e)>\[[A-Za-z ]{1,30}\]</\1>")
@@ -100,7 +116,7 @@ _SOUND: Final = re.compile(
 )
 _RULE: Final = re.compile(r"^[ \t]*([-*_=])(?:[ \t]*\1){2,}[ \t]*$", re.MULTILINE)
 _ROW: Final = re.compile(r"^[ \t]*\|[^\n]*$|^[ \t]*:?-{3,}[ \t:|-]*$", re.MULTILINE)
-_LINE_START: Final = re.compile(r"(\A ?| ?\n\s*)((?:#{1,6} |[-*+•‣◦▪] (?:\[[ xX]\] )?|> ?){0,8})")
+_LINE_START: Final = re.compile(r"(\A ?| ?\n\s*)((?:#{1,6} |[-*+•‣◦▪] (?:\[[ xX]\] )?|>(?![$€£]?\d) ?){0,8})")
 _ORDERED: Final = re.compile(r"\d{1,3}[.)] ")
 _BLOCK_LINE: Final = re.compile(r"[ \t]*(?:#{1,6} |[-*+•‣◦▪] |\d{1,3}[.)] )")
 _STRUCK: Final = re.compile(r"~~(?=[^\s~])[^~]{1,400}~~")
@@ -110,6 +126,13 @@ _UNDERSCORES: Final = re.compile("_+")
 _TICKS: Final = re.compile("`+|~~+")
 _EMOTICON: Final = re.compile(r"(?<!\S)(?:[:;=]['-]?[)(DPpO/\\|*]|<3|\^_+\^|[xX]D)(?![^\s.,!?])")
 _KEYCAP: Final = re.compile("[0-9#*]\ufe0f?\u20e3")
+_KEYS: Final = {"#": "pound", "*": "star"}
+_KEY: Final = re.compile(
+    r"(\b(?:press|dial|hit|enter|push|tap|by|the|and|or|then) [\"'“‘(`]?(?:\*\*(?=#)|__)?)\\?(#|(?<!\*)\*(?!\*))"
+    r"([\"'”’)`]?(?:\*\*|__)?[\"'”’)`]?(?=[\s.,;:!?]|\Z))(?! of\b)",
+    re.IGNORECASE,
+)
+_STAR_CODE: Final = re.compile(r"(?:(?<=\b[Pp]ress )|(?<=\b[Dd]ial ))\*(?=\d{1,3}(?![\d*]))")
 _EMOJI: Final = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\u2300-\u23ff\u2500-\u25ff\u2800-\u28ff\u3030\u303d\u3297\u3299"
     "\u203c\u2049\u2139\u24c2\u2934\u2935\ufe00-\ufe0f\u200d\u20d0-\u20ff\U000e0100-\U000e01ef™®℠]+"
@@ -117,9 +140,10 @@ _EMOJI: Final = re.compile(
 _DOUBLE: Final = {"‼": "!!", "⁉": "!?"}
 
 
-def strip(rewriting: Rewriting, kept: Kept) -> None:
+def strip(rewriting: Rewriting, kept: Kept, *, before: str = "") -> None:
     """Take out what is not said. Speaker tags and sound events are put aside in ``kept``."""
     sub = rewriting.sub
+    in_line = bool(before) and bool(before[max(before.rfind(char) for char in "\n\r\u2028\u2029") + 1 :].strip())
     _clean(rewriting)
     if "&" in rewriting.text:
         sub(_ENTITY, lambda match: html.unescape(match.group()))
@@ -127,14 +151,17 @@ def strip(rewriting: Rewriting, kept: Kept) -> None:
     if "<" in rewriting.text:
         # A blank stays, so that two halves do not become the token that stood around the one taken out.
         sub(_TOKEN, " ")
+        sub(_THOUGHT, lambda match: " " if opens_thought(before + match.string[: match.start()]) else None)
     if "`" in rewriting.text or "~" in rewriting.text:
-        sub(_FENCE, "\n")
+        sub(_FENCE_IN_LINE if in_line else _FENCE, "\n")
     if "<" in rewriting.text:
         sub(_SE, lambda match: kept.put(match.group(), heard=True))
         sub(_COMMENT, " ")
         sub(_AUTOLINK, lambda match: [match.span(1)])
+        sub(_CELL, ", ")
         sub(_BREAK_TAG, "\n")
-        sub(_TAG, "")
+        sub(_WORD_TAG, "")
+        sub(_TAG, " ")
     if "[" in rewriting.text:
         sub(_SPEAKER, lambda match: kept.put(match.group(), heard=False))
         sub(_SOUND, lambda match: kept.put(_SOUND_WORDS[match.group(1).lower()], heard=True))
@@ -143,6 +170,8 @@ def strip(rewriting: Rewriting, kept: Kept) -> None:
         sub(_DEFINITION, "")
         sub(_FOOTNOTE, "")
     sub(_KEYCAP, " ")
+    sub(_KEY, lambda match: [match.span(1), _KEYS[match.group(2)], match.span(3)])
+    sub(_STAR_CODE, "star ")
     sub(_EMOTICON, " ")
     sub(_EMOJI, lambda match: _DOUBLE.get(match.group()[0], "" if match.group() in "™®℠" else " "))
     _lines(rewriting)
@@ -153,6 +182,12 @@ def strip(rewriting: Rewriting, kept: Kept) -> None:
     sub(_TICKS, "")
     if "\\" in rewriting.text:
         sub(_ESCAPED, lambda match: [match.span(1)])
+
+
+def opens_thought(before: str) -> bool:
+    """Whether a ``<think>`` behind this text begins a model's thoughts: in the middle of a sentence it is spoken of."""
+    last = before.rstrip()[-1:]
+    return not (last.isalnum() or last in tuple(",;`"))
 
 
 def _clean(rewriting: Rewriting) -> None:
@@ -217,7 +252,7 @@ def _star(match: re.Match[str]) -> str | None:
     """Emphasis goes; a star between blanks, digits or closing brackets is a sign of its own."""
     text, (start, end) = match.string, match.span()
     before, behind = text[start - 1 : start], text[end : end + 1]
-    if before.isdigit() and behind.isdigit():
+    if (before.isdigit() and (behind.isdigit() or behind == "(")) or (before == ")" and behind.isdigit()):
         return " to the power of " if end - start == 2 else " times "
     if text[start - 1 : start] == "\\":
         return None

@@ -54,15 +54,20 @@ class SpokenText:
         return self.starts[start], self.ends[end - 1]
 
 
-def normalize(text: str, *, lexicon: Lexicon | None = None, language: str = "en") -> SpokenText:
+def normalize(
+    text: str, *, lexicon: Lexicon | None = None, language: str = "en", before: str = "", goes_on: bool = False
+) -> SpokenText:
     """What the model is given for one chunk of written text; the empty text if nothing in it can be said.
 
     ``language`` is a code such as ``en``, ``en-GB``, ``de``: English is spelled out in full, for other languages num2words
-    knows plain numbers are, for the rest digits stay. Time is linear in the text's length.
+    knows plain numbers below a thousand are, the rest keeps its digits. Time is linear in the text's length.
+
+    A chunk's ``before`` tells a code from a quantity ("Your code:" | "4821") and a line's beginning from its middle; one that
+    ``goes_on`` ends with a comma where another would get a full stop.
     """
     rewriting = Rewriting(text)
     kept = Kept()
-    strip(rewriting, kept)
+    strip(rewriting, kept, before=before)
     if not _has_sound(rewriting.text, kept):
         return SpokenText("", (), (), len(text))
     if lexicon is not None:
@@ -71,23 +76,28 @@ def normalize(text: str, *, lexicon: Lexicon | None = None, language: str = "en"
         rewriting.sub(_ASCII_MARK, lambda match: _ASCII_MARKS[match.group()])
         tag = language.replace("_", "-").lower()
         if tag.partition("-")[0] == "en":
-            english.say(rewriting, british=tag in ("en-gb", "en-au", "en-nz", "en-ie", "en-in", "en-za"))
+            british = tag in ("en-gb", "en-au", "en-nz", "en-ie", "en-in", "en-za")
+            english.say(rewriting, british=british, before=before)
         else:
             cardinals(rewriting, language)
         rewriting.sub(_BRACKETS, " ")
         stop = "."
     else:
         stop = _native_stop(rewriting.text)
+    if goes_on:
+        stop = "，" if stop == "。" else ","
     _tidy(rewriting, stop, kept)
+    if goes_on:
+        rewriting.sub(_ONE_STOP, stop)
     kept.restore(rewriting)
     return SpokenText(rewriting.text, tuple(rewriting.starts), tuple(rewriting.ends), len(text))
 
 
-def is_speakable(text: str) -> bool:
-    """Whether there is anything to say: False for blanks, emoji, markup and punctuation alone."""
+def is_speakable(text: str, *, before: str = "") -> bool:
+    """Whether there is anything to say: False for blanks, emoji, markup and punctuation alone. ``before`` as in `normalize`."""
     rewriting = Rewriting(text)
     kept = Kept()
-    strip(rewriting, kept)
+    strip(rewriting, kept, before=before)
     return _has_sound(rewriting.text, kept)
 
 
@@ -110,6 +120,7 @@ _LEAD: Final = re.compile(r"\A(?:[\s,;:!?·•…。，、：；)\]]|[.-](?!\d))
 _OPEN_END: Final = re.compile(r"[\s,;:-]*[:-][\s,;:-]*\Z")
 _TERMINAL: Final = ">.!?,;\"'。！？；，、।॥؟۔؛،፧።…"
 _END: Final = re.compile(r"\Z")
+_ONE_STOP: Final = re.compile(r"(?<![.!?])\.\Z")
 
 
 def _has_sound(text: str, kept: Kept) -> bool:

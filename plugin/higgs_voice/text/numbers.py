@@ -12,7 +12,9 @@ from .rewriting import Rewriting
 
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _MAX_DIGITS: Final = 15  # longer numbers are read digit by digit
-_WHOLE: Final = re.compile(r"(?<![\w.,:/-])\d{1,9}(?![\w:/]|[.,-]\d)")
+# A stop behind a figure makes it an ordinal in German; four digits may be a year or a code, figures side by side a number to
+# be dialled.
+_WHOLE: Final = re.compile(r"(?<![\w.,:/-])(?<!\d )\d{1,3}(?![\w:/]|[.,-]\d| \d|\.(?!\Z))")
 
 
 @lru_cache(maxsize=4096)
