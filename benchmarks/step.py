@@ -4,7 +4,7 @@ Contexts are random codes behind a short prompt, so nothing ends by itself. A st
 layers, heads, sampling, and the row's way to the host. Two ways of stepping are timed: `alone` waits for every row before it
 launches the next step; `ahead`, on a GPU, reads rows one step late. Beside them stands the floor: the bytes that a step must
 read (the audio path's weights once, the keys and values of every context) over the copy bandwidth of this machine,
-measured first. Then prefill, in pieces of 64 rows.
+measured first. Then prefill, in pieces as the engine takes them.
 
     python benchmarks/step.py [--model nano] [--random 3b] [--layers N] [--device auto] [--dtype auto] [--weight-dtype auto]
                               [--threads N] [--batches 1,2,4] [--contexts 64,256,1024] [--steps 60] [--eager] [--check] [--out FILE]

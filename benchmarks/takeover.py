@@ -59,7 +59,7 @@ class Pair:
 
     def say_whether(self, continues: bool) -> None:
         for engine in self.engines:
-            engine._info = replace(engine.info, continues=continues)
+            engine._info = replace(engine.info, continues=continues)  # pyright: ignore[reportPrivateUsage]
 
     async def end(self, url: str) -> None:
         await self.servers[self.urls.index(url)].aclose()
@@ -80,6 +80,7 @@ async def turn(pair: Pair, text: str, after_s: float, seed: int) -> float | None
     client = RemoteSynthesizer(pair.urls, window_s=AHEAD_S)
     settings = SessionSettings(sampling=sampling_for(300, seed=seed), chunker=ChunkerSettings(first_max_chars=200))
     ending: asyncio.Task[None] | None = None
+    url = ""
     lost_at = found = 0.0
     try:
         async with VoiceSession(client, settings=settings) as session:

@@ -357,6 +357,29 @@ def test_doctor_says_what_the_codec_can_compute_in(monkeypatch: pytest.MonkeyPat
         assert [sentence in row["says"] for row in found if row["part"] == "codec dtypes"] == [True]
 
 
+def test_doctor_says_whether_a_gpus_kernels_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one would be used."""
+    torch = pytest.importorskip("torch")
+    gpu, checked = torch.device("cuda", 1), list[Any]()
+
+    def check(device: Any) -> None:
+        checked.append(device)
+        if len(checked) > 1:
+            raise DependencyError("no C compiler (apt install gcc)")
+
+    def kernels(device: str, code: int = 0) -> list[tuple[bool, str]]:
+        found = json.loads(call("doctor", "--model", "fake", "--device", device, "--json", code=code).stdout)
+        return [(row["ok"], row["says"]) for row in found if row["part"] == "GPU kernels"]
+
+    monkeypatch.setattr("higgs_voice.model.toolchain.check_kernels", check)
+    assert kernels("cpu") == []
+    monkeypatch.setattr("higgs_voice.codec.stream.pick_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("higgs_voice.model.loading.pick_device", lambda device: torch.device(device))
+    assert kernels("cuda:1") == [(True, "they compile and run")]
+    assert kernels("cuda:1", code=1) == [(False, "no C compiler (apt install gcc)")]
+    assert checked == [gpu, gpu]
+
+
 def test_doctor_fails_when_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no-such-model" in call("doctor", "--model", "no-such-model", code=1).stdout
 

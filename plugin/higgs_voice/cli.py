@@ -495,8 +495,25 @@ def _doctor(model: str, device: str, dtype: str) -> list[tuple[str, bool | None,
             rows.append(("codec dtypes", True, _codec_dtypes(device)))
         except SettingsError as error:
             return [*rows, ("device", False, str(error))]
+        if (kernels := _gpu_kernels(device)) is not None:
+            rows.append(("GPU kernels", *kernels))
     rows += _run(_check(model, device, dtype))
     return rows
+
+
+def _gpu_kernels(device: str) -> tuple[bool, str] | None:
+    """Whether what a step on a GPU runs can be compiled here, and what to know; None where none would be used."""
+    from .model.loading import pick_device
+    from .model.toolchain import check_kernels
+
+    where = pick_device(device)
+    if where.type != "cuda":
+        return None
+    try:
+        check_kernels(where)
+    except DependencyError as error:
+        return False, str(error)
+    return True, "they compile and run"
 
 
 def _codec_dtypes(device: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -16,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from higgs_voice import ChunkReport, Sampling, SessionSettings, Voice, VoiceSession, Window
+from higgs_voice import ChunkReport, Sampling, SessionSettings, Voice, VoiceSession, Window, captured
 from higgs_voice.backends.decoding import AMPLE_S, COMFORTABLE_S
-from higgs_voice.backends.local import Guards, LocalSynthesizer, _Channel, _Listening, _Stream
+from higgs_voice.backends.local import Guards, LocalSynthesizer, _Channel, _Listening, _on_own_stream, _Stream
 from higgs_voice.conversation.synthesizer import (
     AudioEvent,
     ContextSpec,
@@ -37,6 +38,7 @@ from higgs_voice.errors import (
     SettingsError,
     SilenceError,
 )
+from higgs_voice.model.kv import PagedPool
 from higgs_voice.model.linear import Int8Linear
 from higgs_voice.model.loading import Loaded, load, pick_device
 from higgs_voice.model.prompt import Rows
@@ -485,12 +487,152 @@ async def test_the_worker_works_on_the_models_own_gpu(loaded: Loaded, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 0)  # with a number, or it cannot be set
-    runner = SimpleNamespace(device=pick_device("cuda:1"), pool=None, warm_up=lambda *_: None)
+    runner = SimpleNamespace(device=pick_device("cuda:1"), pool=None, warm_up=lambda *_: None, close=lambda: None)
     worker = Worker(cast(Runner, runner), Scheduler(), lambda _: None)
     monkeypatch.setattr(worker, "_free_all", lambda: None)
     worker.start()
     worker.shutdown()
     assert chosen == [("higgs-voice worker", torch.device("cuda", 1))]
+
+
+async def test_contexts_are_prefilled_in_pieces_of_the_runners_own_size(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For who waits and in the background; a GPU's are larger."""
+    engine = LocalSynthesizer(loaded=loaded, max_rows=2048)
+    await engine.start()
+    taken, prefill = list[int](), Runner.prefill
+
+    def seen(runner: Runner, slot: Any, rows: Rows, **more: Any) -> bool:
+        taken.append(len(rows))
+        return prefill(runner, slot, rows, **more)
+
+    monkeypatch.setattr(Runner, "prefill", seen)
+    worker_of(engine)._runner.piece = 20
+    item = request(TEXTS[0], sampling=GREEDY.replace(max_new_tokens=2))
+    await speak(engine, item)
+    rows = len(engine._context_rows(item.context) + engine._builder.opening(item.text))
+    assert taken == [20] * (rows // 20) + [rows % 20]
+    taken.clear()
+    engine.prepare("another", replace(item.context, exchanges=(Exchange("Yes.", np.zeros((8, 60), np.int16)),)))
+    for _ in range(20):
+        on_worker(engine, lambda _: None)
+    await engine.aclose()
+    assert taken[:2] == [20, 20]
+    assert max(taken) == 20
+
+
+async def test_a_closed_engine_holds_no_memory(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not until the collector comes by either: what is a GPU's is wanted at once, for the next one."""
+
+    def decode_lines(pool: PagedPool, lines: torch.Tensor, positions: torch.Tensor) -> Any:
+        return pool.decode([pool._slots[line] for line in lines.tolist()], positions.tolist(), lines, positions)
+
+    monkeypatch.setattr(PagedPool, "decode_lines", decode_lines)
+    engine = LocalSynthesizer(loaded=loaded, paged=True, graphs=True, max_rows=2048)
+    await engine.start()
+    assert (await speak(engine, request(TEXTS[1])))[2].reason is FinishReason.LENGTH
+    await engine.encode(np.zeros(24_000, np.float32))
+    runner = worker_of(engine)._runner
+    assert runner._graphed is not None
+    kept = [weakref.ref(item) for item in (runner.pool.data, runner.pool.table, runner, engine._decoder, engine)]
+    gc.disable()
+    try:
+        held, pool = worker_of(engine), runner.pool
+        del runner
+        await engine.aclose()
+        assert [item() is None for item in kept[:2]] == [True, True]  # whoever still refers to the pool
+        assert pool.slots == 0
+        del held, pool, engine
+        await asyncio.sleep(0)
+        assert [item() is None for item in kept] == [True] * 5
+    finally:
+        gc.enable()
+
+
+async def test_an_engine_closed_while_it_is_loaded_holds_no_memory(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[Any]()
+    load_parts = LocalSynthesizer._load
+
+    def load(engine: LocalSynthesizer) -> Any:
+        parts = load_parts(engine)
+        made.append(weakref.ref(cast(PagedPool, parts.worker.pool).data))
+        engine._closed = True
+        return parts
+
+    monkeypatch.setattr(LocalSynthesizer, "_load", load)
+    engine = LocalSynthesizer(loaded=loaded, paged=True, graphs=True, max_rows=512)
+    gc.disable()
+    try:
+        with pytest.raises(EngineClosedError):
+            await engine.start()
+        assert made[0]() is None
+    finally:
+        gc.enable()
+
+
+async def test_clips_go_through_the_codec_one_after_another_on_a_thread_of_their_own(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who no longer waits does not let two of them in at once, nor costs the others theirs; who waits when the engine is closed is
+    told so."""
+    engine = LocalSynthesizer(loaded=loaded)
+    await engine.start()
+    begun, go_on, seen = threading.Event(), threading.Event(), list[tuple[str, str]]()
+    encode, decode = engine._encoder.encode, engine._decoder.decode
+
+    def slow(pcm: Any) -> Any:
+        seen.append(("encode", threading.current_thread().name))
+        begun.set()
+        assert go_on.wait(30.0)
+        return encode(pcm)
+
+    def quick(codes: Any) -> Any:
+        assert go_on.is_set()
+        seen.append(("decode", threading.current_thread().name))
+        return decode(codes)
+
+    monkeypatch.setattr(engine._encoder, "encode", slow)
+    monkeypatch.setattr(engine._decoder, "decode", quick)
+    clip, codes = np.zeros(24_000, np.float32), np.zeros((8, 3), np.int16)
+    first = asyncio.create_task(engine.encode(clip))
+    assert await asyncio.to_thread(begun.wait, 30.0)
+    others = [asyncio.create_task(engine.decode(codes)) for _ in range(2)]
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await asyncio.sleep(0.05)
+    go_on.set()
+    assert [len(sound) for sound in await asyncio.gather(*others)] == [3 * 960] * 2
+    assert [kind for kind, _ in seen] == ["encode", "decode", "decode"]
+    assert len({name for _, name in seen}) == 1
+    assert seen[0][1].startswith("higgs-voice clips")
+    begun.clear()
+    go_on.clear()
+    first = asyncio.create_task(engine.encode(clip))
+    assert await asyncio.to_thread(begun.wait, 30.0)
+    late = asyncio.create_task(engine.decode(codes))
+    await asyncio.sleep(0)
+    await engine.aclose()
+    go_on.set()
+    assert (await first).shape == (8, 25)
+    with pytest.raises(EngineClosedError):
+        await late
+
+
+def test_clips_have_a_stream_of_their_own_on_the_models_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, seen = torch.device("cuda", 1), list[Any]()
+    monkeypatch.setattr(captured, "_streams", {})
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: ("stream", device, priority))
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    monkeypatch.setattr(torch.cuda, "set_stream", seen.append)
+    _on_own_stream(torch.device("cpu"))
+    assert seen == []
+    _on_own_stream(device)
+    assert seen == [device, ("stream", device, 0)]
 
 
 async def test_a_worker_that_keeps_dying_says_so_at_once(loaded: Loaded) -> None:

@@ -93,10 +93,10 @@ def chokes(engine: LocalSynthesizer, where: str, monkeypatch: pytest.MonkeyPatch
             raise RuntimeError("this one fails")
         return prefill(slot, rows, **named)
 
-    def no_start(slot: Any, sampling: Sampling, seed: int) -> Any:
+    def no_start(slot: Any, sampling: Sampling, seed: int, *spoken: Any) -> Any:
         if seed == POISON:
             raise RuntimeError("this one fails")
-        return start(slot, sampling, seed)
+        return start(slot, sampling, seed, *spoken)
 
     if where == "a slot":
         monkeypatch.setattr(worker_of(engine), "_slot_for", no_slot)

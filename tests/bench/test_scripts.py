@@ -36,6 +36,14 @@ def test_a_step_is_measured_beside_its_floor() -> None:
     assert all(each["alone_ms"]["n"] == 5 and each["floor_ms"] > 0 for each in found["steps"])
 
 
+def test_sound_is_measured_piece_by_piece_and_as_a_stream() -> None:
+    found = run("codec.py", "--repeats", "1", "--sessions", "1", "--frames", "33")
+    assert (found["device"], found["rtf_by"]) == ("cpu", "CPU time")
+    assert set(found["rtf"]) == {"transformers", "whole", "streamed", "streamed_batched"}
+    assert all(factor > 0 for factor in found["rtf"].values())
+    assert set(found["pieces"]["12"]) == {"p50_ms", "p95_ms", "cpu_ms", "window_p50_ms", "window_cpu_ms"}
+
+
 def test_a_turn_beside_others_is_measured_by_both_schedules() -> None:
     found = run("beside.py", "--others", "1", "--rounds", "1", "--frames", "30", "--device", "cpu")
     for kind in ("ahead", "alike"):

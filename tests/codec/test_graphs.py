@@ -17,7 +17,7 @@ from higgs_voice.backends.decoding import DecodeThread, SoundStream
 from higgs_voice.captured import BUCKETS, bucket_of
 from higgs_voice.codec import Decoder, StreamSettings
 from higgs_voice.codec import graphs as module
-from higgs_voice.codec.graphs import LARGEST
+from higgs_voice.codec.graphs import LARGEST, PRIORITY, TOLERANCE
 from higgs_voice.codec.layers import Span
 from higgs_voice.codec.stream import regular
 
@@ -45,8 +45,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """What was captured."""
     graphs: list[Recorded] = []
 
-    def capture(function: Callable[[], torch.Tensor], device: torch.device, memory: Any) -> Any:
-        assert memory == ("memory" if graphs else None)
+    def capture(function: Callable[[], torch.Tensor], device: torch.device, memory: Any, priority: int) -> Any:
+        assert (memory, priority) == ("memory" if graphs else None, PRIORITY)
         graphs.append(Recorded(function))
         return graphs[-1], graphs[-1].out, graphs[-1].out.clone()
 
@@ -190,6 +190,27 @@ def test_the_largest_is_captured_first_and_left_out_where_memory_ends(
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_other_kernels_are_not_other_sound(
+    tiny_codec: HiggsAudioV2TokenizerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TF32 differs by some 1e-4 from float32, and may be what only one of the two was given."""
+
+    class Near(Recorded):
+        def replay(self) -> None:
+            super().replay()
+            self.out += 2e-4
+
+    def capture(function: Callable[[], torch.Tensor], *_: Any) -> Any:
+        graph = Near(function)
+        return graph, graph.out, graph.out.clone()
+
+    monkeypatch.setattr(module, "capture", capture)
+    decoder = warm(decoder_of(tiny_codec), 1)
+    assert len(decoder._pieces._graphs) == len(decoder.settings.ramp) + 1
+    plain = said(decoder_of(tiny_codec), [30])[0]
+    assert 1e-4 < np.abs(said(decoder, [30])[0] - plain).max() < TOLERANCE < np.abs(plain).max() / 20
+
+
 def test_how_much_is_captured(tiny_codec: HiggsAudioV2TokenizerModel, captured: list[Recorded]) -> None:
     shapes = len(StreamSettings().ramp) + 1
     asked: list[int] = []
@@ -222,6 +243,7 @@ def test_the_codecs_thread_makes_it_ready_on_its_own_gpu(
         if fails:
             raise RuntimeError("out of memory")
 
+    monkeypatch.setattr(captured_module, "_streams", {})
     monkeypatch.setattr(torch.cuda, "set_device", seen.append)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: seen.append(priority))
     monkeypatch.setattr(torch.cuda, "stream", lambda _: Current())
@@ -242,13 +264,14 @@ def test_the_codecs_thread_makes_it_ready_on_its_own_gpu(
 
 
 def test_a_capture_leaves_the_thread_on_its_stream_and_others_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One at a time, on one stream for each GPU, in the mode in which other threads may go on; also where it fails."""
+    """One at a time, on one stream for each GPU and priority, in the mode in which other threads may go on; also where it fails."""
     current: list[Any] = ["the thread's own"]
     calls: list[Any] = []
 
     class Stream:
-        def __init__(self, device: Any) -> None:
+        def __init__(self, device: Any, priority: int = 0) -> None:
             self.device = device
+            self.priority = priority
 
         def wait_stream(self, other: Any) -> None:
             pass
@@ -276,7 +299,7 @@ def test_a_capture_leaves_the_thread_on_its_stream_and_others_in_peace(monkeypat
     class Capturing:
         def __init__(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> None:
             assert captured_module._one_at_a_time.locked()
-            calls.append((pool, stream.device, capture_error_mode))
+            calls.append((pool, stream.device, stream.priority, capture_error_mode))
             self.stream = stream
 
         def __enter__(self) -> None:
@@ -306,15 +329,20 @@ def test_a_capture_leaves_the_thread_on_its_stream_and_others_in_peace(monkeypat
     assert current[0] is own
     captured_module.capture(lambda: torch.ones(2), one)
     captured_module.capture(lambda: torch.ones(2), two)
+    captured_module.capture(lambda: torch.ones(2), two, None, -1)
     assert calls == [
-        ("pool", one, "thread_local"),
+        ("pool", one, 0, "thread_local"),
         "replayed",
-        (None, one, "thread_local"),
+        (None, one, 0, "thread_local"),
         "replayed",
-        (None, two, "thread_local"),
+        (None, two, 0, "thread_local"),
+        "replayed",
+        (None, two, -1, "thread_local"),
         "replayed",
     ]
-    assert len(captured_module._streams) == 2
+    assert len(captured_module._streams) == 3
+    assert captured_module.stream_of(two, "codec", -1) is captured_module.stream_of(two, "codec", -1)
+    assert len(set(captured_module._streams.values())) == 4
     calls.clear()
     with pytest.raises(RuntimeError, match="invalidated"):
         captured_module.capture(lambda: torch.ones(2), one, "fails")

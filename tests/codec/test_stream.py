@@ -242,6 +242,18 @@ def test_layers_give_any_stretch_of_samples(tiny: Decoder, span: tuple[int, int]
     torch.testing.assert_close(part, whole[:, slice(*span)], atol=TOLERANCE, rtol=0)
 
 
+def test_a_batch_in_one_product_for_each_tap_is_each_alone(tiny: Decoder) -> None:
+    """As it is on a GPU."""
+    generator = torch.Generator().manual_seed(3)
+    ups = [layer for layer in tiny._layers.layers if isinstance(layer, Up)]
+    assert len(ups) == 5
+    for up in ups:
+        x = torch.randn(3, 9, up.taps.taps.shape[1], generator=generator)
+        with torch.inference_mode():
+            together = up.taps._together(x, 9 - (len(up.taps.taps) - 1))
+            torch.testing.assert_close(together, up.taps(x), atol=TOLERANCE, rtol=0)
+
+
 class _Alpha(torch.nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()

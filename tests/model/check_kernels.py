@@ -18,8 +18,9 @@ import torch
 import triton.runtime.interpreter as interpreter
 
 from higgs_voice.config import Sampling
+from higgs_voice.model import kernels
 from higgs_voice.model.kv import PAGE, KvShape, KvSlot, PagedPool
-from higgs_voice.model.linear import FEW_ROWS, Int8Linear, Linear
+from higgs_voice.model.linear import FEW_ROWS, STEP_ROWS, Int8Linear, Linear
 from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Runner
@@ -116,14 +117,16 @@ def step() -> None:
 
 @torch.inference_mode()
 def int8(device: str) -> None:
-    """Few rows, by the kernel, and many, by a conversion; sizes that no block divides."""
+    """Few rows, by the kernel, and many, by a conversion; sizes that no block divides. Before it, the kernel that shows whether any can
+    be compiled."""
+    assert kernels.probe(torch.device(device))
     worst = 0.0
     for outputs, depth in ((80, 300), (96, 512), (8200 if device == "cuda" else 40, 130)):
         torch.manual_seed(outputs)
         made = Int8Linear(torch.randn(outputs, depth)).to(device)
         linear = Linear(made.weight.cpu(), made.scale.cpu())
         linear.weight, linear._scale = made.weight, made.scale  # as it is on a GPU
-        for rows in (1, 3, 16, 17, FEW_ROWS, FEW_ROWS + 1):
+        for rows in (1, 3, 16, 17, FEW_ROWS, FEW_ROWS + 1, STEP_ROWS + 1):
             x, residual = (torch.randn(rows, size, device=device) for size in (depth, outputs))
             expected = x.double() @ (made.weight.double() * made.scale.double()[:, None]).t()
             for found, wanted in ((linear(x), expected), (linear.added(x, residual), expected + residual)):

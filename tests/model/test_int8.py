@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from higgs_voice.captured import BUCKETS
 from higgs_voice.errors import SettingsError
 from higgs_voice.model import loading
 from higgs_voice.model.forward import Forward
-from higgs_voice.model.linear import Int8Linear, Linear, quantize
+from higgs_voice.model.linear import FEW_ROWS, Int8Linear, Linear, quantize
 from higgs_voice.model.loading import Loaded, load
 from higgs_voice.model.runner import Runner
 from tests.model.oracle import next_logits
@@ -146,6 +147,30 @@ def test_a_weight_dtype_that_cannot_be_had_is_one_sentence() -> None:
     for make in (load, loading.random_model):
         with pytest.raises(SettingsError, match=r"in its own type \(auto\) or in int8, not in 'int4'"):
             make(weight_dtype="int4")
+
+
+def test_no_step_on_a_gpu_converts_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the largest batch either, which one kernel does not hold; what has more rows is a prefill."""
+    pytest.importorskip("triton", reason="Triton has no build for this platform")
+    from higgs_voice.model import kernels
+
+    made = Int8Linear(torch.randn(6, 40))
+    linear, sizes = Linear(made.weight, made.scale), list[int]()
+    linear.weight, linear._scale = made.weight, made.scale  # as it is on a GPU
+
+    def project(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, more: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(len(x))
+        product = x @ (weight.float() * scale[:, None]).t()
+        return product if more is None else product + more
+
+    monkeypatch.setattr(kernels, "project", project)
+    for rows in (*BUCKETS, BUCKETS[-1] + 1):
+        x, residual = torch.randn(rows, 40), torch.randn(rows, 6)
+        sizes.clear()
+        torch.testing.assert_close(linear(x), made(x))
+        torch.testing.assert_close(linear.added(x, residual), made(x) + residual)
+        assert sum(sizes) == (2 * rows if rows <= BUCKETS[-1] else 0)
+        assert max(sizes, default=0) <= FEW_ROWS
 
 
 def test_on_a_processor_they_are_floats_again() -> None:

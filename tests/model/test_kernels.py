@@ -36,6 +36,7 @@ KERNELS: dict[str, dict[str, Any]] = {
     "_store": {**SHAPE, "HQ": 24, "PAGE": PAGE},
     "_attend": {**SHAPE, **SUMS, "G": 3, "ROWS": 16, "PAGE": PAGE, "SPLITS": 16},
     "_join": {**SHAPE, **SUMS, "G": 3, "ROWS": 16, "SPLITS": 16},
+    "_probe": {"out": "*i32", "N": 16},
     "_project": {"weight": "*i8", "scale": "*fp32", "ADD": True, "ROWS": 64, "OUTPUTS": 32, "DEPTH": 128},
 }
 

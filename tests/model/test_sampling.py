@@ -283,7 +283,7 @@ def test_the_window_may_be_long() -> None:
 
 
 def test_windows_that_grow_make_new_tables_a_few_times_only() -> None:
-    """Each time a GPU's graphs are captured anew."""
+    """Each time all that they hold is copied; on a GPU they are as wide as they get from the start."""
     sampler, widths = make(1), set[int]()
     for window in range(1, MAX_RAS_WINDOW + 1):
         sampler.begin(0, Sampling(ras_win_len=window), NO_HISTORY, 0)
@@ -344,6 +344,7 @@ def test_frames_that_are_said_already_stay_as_they_are() -> None:
     sampler.begin(0, Sampling(temperature=0.0, ras_win_max_num_repeat=1), rows, 6, spoken)
     line = sampler.gather(torch.tensor([0]))
     assert [tensor.tolist() for tensor in sampler.last(line)] == [[[6, 5, 4, 9]], [6]]
+    assert sampler.ints[0, -2 * K :].tolist() == [5, 4, 3, 9, 6, 5, 4, 9]  # for repetitions
     logits = torch.zeros(1, K, V)
     logits[..., 20] = 9.0
     assert sampler.sample(logits, line)[0].tolist() == [20, 6, 5, 9]

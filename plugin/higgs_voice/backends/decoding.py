@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..audio import FRAME_RATE
 from ..codec import Decoder, DecodeStream
+from ..codec.graphs import pieces_stream
 from ..conversation.synthesizer import Codes
 from ..errors import EngineBusyError, EngineDiedError
 
@@ -138,8 +139,7 @@ class DecodeThread:
             if self._device.type == "cuda":
                 try:
                     torch.cuda.set_device(self._device)
-                    # Of another priority than streams on which graphs are captured: torch's streams are a few that go round.
-                    stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self._device, priority=-1)))
+                    stack.enter_context(torch.cuda.stream(pieces_stream(self._device)))
                     self._decoder.warm_up(self._max_batch, lambda: self._closing)
                 except Exception:  # what cannot be done now is done, or fails, when it is needed
                     log.exception("the codec could not be warmed up")
@@ -156,6 +156,7 @@ class DecodeThread:
         self._take()
         for stream in self._streams:
             stream.ended("stopped", None)
+        self._streams.clear()
 
     def _round(self) -> bool:
         """Decode one batch; False when nothing is ready."""

@@ -9,14 +9,18 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..audio import FRAME_RATE, HOP, SAMPLE_RATE, to_int16
 from ..codec import Decoder, DecodeStream, Encoder
+from ..codec.graphs import clips_stream
 from ..config import Sampling
 from ..conversation.synthesizer import (
     AudioEvent,
@@ -33,13 +37,16 @@ from ..conversation.synthesizer import (
 from ..errors import EngineClosedError, EngineDiedError, EngineError, SettingsError, SynthesisError
 from ..model.loading import Loaded, load
 from ..model.prompt import PromptBuilder, Rows
-from ..model.runner import Runner
+from ..model.runner import Runner, wait_for
 from ..model.scheduler import NOT_STARTED, Scheduler
 from ..model.worker import Job, Worker
 from .decoding import AMPLE_S, COMFORTABLE_S, DecodeThread
 from .guards import Guards, SilenceWatch
 
 log = logging.getLogger("higgs_voice.local")
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 class _Channel:
@@ -153,8 +160,9 @@ class _Stream:
             # Who wants codes alone makes sound of them, and plays that.
             new = samples.size if self._sound is not None else codes.shape[1] * HOP
             self._listening.until = max(self._listening.until, now) + new / SAMPLE_RATE
-            if self.job is not None:
-                self.job.timings.setdefault("ttfa", now - self.job.submitted)
+            job = self.job
+            if job is not None:
+                job.timings.setdefault("ttfa", now - job.submitted)
             self._codes.clear()
             self.channel.put(AudioEvent(pcm=to_int16(samples).tobytes(), start=self._sent, codes=codes))
             self._sent += samples.size
@@ -166,15 +174,15 @@ class _Stream:
 
     def finish(self) -> None:
         """The event that ends it; the model, if it goes on, is stopped by who reads it."""
-        reason, error = self._ending
-        if self.job is not None:
-            self.job.timings["total"] = time.monotonic() - self.job.submitted
+        (reason, error), job = self._ending, self.job
+        if job is not None:
+            job.timings["total"] = time.monotonic() - job.submitted
         self._close(
             lambda: FinishedEvent(
                 reason=reason,
                 frames=self._frames,
                 error=error if isinstance(error, SynthesisError) else None,
-                timings=dict(self.job.timings) if self.job is not None else {},
+                timings=dict(job.timings) if job is not None else {},
             )
         )
 
@@ -204,7 +212,8 @@ class _Parts:
 
 
 class LocalSynthesizer:
-    """See `Synthesizer`. One copy of the weights, a thread that steps the model and one that decodes, many sessions.
+    """See `Synthesizer`. One copy of the weights, a thread that steps the model, one that decodes and one for whole clips, many
+    sessions.
 
     Args:
         model: ``nano``, a hub id or a folder. codec: likewise, where it cannot be told from the model.
@@ -262,6 +271,8 @@ class LocalSynthesizer:
         self._starting: asyncio.Task[None] | None = None
         """One for all who start it, and for none of them alone: who no longer waits does not end it."""
         self._codec_lock = asyncio.Lock()
+        self._clips: ThreadPoolExecutor | None = None
+        """The thread that takes whole clips through the codec."""
         self._closed = False
         self._rows: OrderedDict[int, tuple[Exchange | VoicePrompt, Rows]] = OrderedDict()
 
@@ -293,6 +304,7 @@ class LocalSynthesizer:
     async def _start(self) -> None:
         parts = await asyncio.to_thread(self._load)
         if self._closed:
+            parts.worker.shutdown()
             raise _closed_error()
         try:
             self._take(parts)
@@ -311,6 +323,7 @@ class LocalSynthesizer:
             scheduler = replace(scheduler, comfortable_s=COMFORTABLE_S, ample_s=AMPLE_S)
         decoder = Decoder(loaded.codec, dtype=self._codec_dtype)
         runner = Runner(loaded, **self._pool_options)
+        wait_for(loaded.device)  # other streams than this thread's are about to read the weights
         return _Parts(
             loaded=loaded,
             scheduler=scheduler,
@@ -328,6 +341,8 @@ class LocalSynthesizer:
         self._loaded, self._scheduler = parts.loaded, parts.scheduler
         self._builder, self._decoder, self._encoder = parts.builder, parts.decoder, parts.encoder
         self._worker, self._sound = parts.worker, parts.sound
+        device = parts.loaded.device
+        self._clips = ThreadPoolExecutor(1, "higgs-voice clips", initializer=partial(_on_own_stream, device))
         self._worker.start()
         self._sound.start()
         self._info = EngineInfo(
@@ -362,6 +377,9 @@ class LocalSynthesizer:
     async def _shut_down(self) -> None:
         worker, self._worker = self._worker, None
         sound, self._sound = self._sound, None
+        clips, self._clips = self._clips, None
+        if clips is not None:
+            clips.shutdown(wait=False)  # what is asked for already is answered
         if worker is not None:
             await asyncio.to_thread(worker.shutdown)
         if sound is not None:
@@ -395,6 +413,7 @@ class LocalSynthesizer:
                 yield event
         finally:
             stream.closed = True
+            stream.job = None  # each has the other, and through them the engine's memory
             worker.leave(job)
 
     def _job(self, request: SpeakRequest, stream: _Stream) -> Job:
@@ -446,13 +465,17 @@ class LocalSynthesizer:
 
     async def encode(self, pcm: NDArray[np.float32]) -> Codes:
         self._running()
-        async with self._codec_lock:
-            return await asyncio.to_thread(self._encoder.encode, pcm)
+        return await self._through_codec(self._encoder.encode, pcm)
 
     async def decode(self, codes: Codes) -> NDArray[np.float32]:
         self._running()
+        return await self._through_codec(self._decoder.decode, codes)
+
+    async def _through_codec(self, work: Callable[[_Given], _Made], given: _Given) -> _Made:
+        """One whole clip after another. Who no longer waits leaves its own to the end of it, and others then wait for that."""
         async with self._codec_lock:
-            return await asyncio.to_thread(self._decoder.decode, codes)
+            self._running()  # it may have been closed meanwhile
+            return await asyncio.get_running_loop().run_in_executor(self._clips, work, given)
 
     def count_rows(self, context: ContextSpec, text: str = "") -> int:
         rows = len(self._prefix_rows(context.voice)) + sum(len(self._exchange_rows(item)) for item in context.exchanges)
@@ -533,6 +556,13 @@ class LocalSynthesizer:
         while len(self._rows) > 512:
             self._rows.popitem(last=False)
         return rows
+
+
+def _on_own_stream(device: torch.device) -> None:
+    """Begins a thread that takes clips through the codec on a GPU: beside the model's steps, not between them."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(clips_stream(device))
 
 
 def _closed_error() -> EngineClosedError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Self, cast
 
 import numpy as np
@@ -161,8 +162,8 @@ class Decoder:
         *,
         dtype: torch.dtype | str = torch.float32,
     ) -> None:
-        """The weights are taken as they are: on the codec's device, in float32 for equality to 1e-5. ``dtype``: see
-        `pick_dtype`."""
+        """The weights are taken as they are: on the codec's device, in float32 for equality to 1e-5; to 1e-3 on a GPU, where
+        convolutions multiply in TF32 unless ``torch.backends.cudnn.allow_tf32`` is off. ``dtype``: see `pick_dtype`."""
         self.dtype = pick_dtype(dtype, codec.device)
         self.settings = settings or StreamSettings()
         self.num_codebooks = int(codec.config.num_quantizers)
@@ -171,8 +172,9 @@ class Decoder:
         """Samples a frame."""
         self._layers = DecoderLayers(codec.acoustic_decoder, self.dtype)
         self._table = _codebooks(codec)
-        self._bias = codec.fc2.bias.detach()
-        self._rows = torch.arange(self.num_codebooks, device=self._table.device)[:, None] * self.codebook_size  # [K, 1]
+        rows = torch.arange(self.num_codebooks, device=self._table.device)[:, None] * self.codebook_size  # [K, 1]
+        # Not a method: what is captured would refer to this and this to it, and memory go when the collector comes by.
+        self._sound = partial(_sound, self._layers, self._table, rows, codec.fc2.bias.detach())
         self.reach = self._layers.reach
         """Frames on either side that a sample depends on."""
         self.fingerprint = fingerprint(codec)
@@ -250,16 +252,25 @@ class Decoder:
         with torch.inference_mode():
             return self._pieces(np.stack(windows), samples).to("cpu", copy=True).numpy()
 
-    def _sound(self, codes: torch.Tensor, samples: Span) -> torch.Tensor:
-        """`samples` of codes [B, K, n] on the device: float32 [B, samples], there too."""
-        latents = F.embedding(codes + self._rows, self._table).sum(dim=1) + self._bias  # [B, n, C]
-        return self._layers.run(latents, samples).float()
+
+def _sound(
+    layers: DecoderLayers,
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    bias: torch.Tensor,
+    codes: torch.Tensor,
+    samples: Span,
+) -> torch.Tensor:
+    """`samples` of codes [B, K, n] on the device: float32 [B, samples], there too. ``table``: see `_codebooks`; ``rows`` [K, 1] where in
+    it each codebook begins."""
+    latents = F.embedding(codes + rows, table).sum(dim=1) + bias  # [B, n, C]
+    return layers.run(latents, samples).float()
 
 
 def pick_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
     """In what the decoder multiplies: float32; bfloat16, on a CPU that has matrix tiles for it (AMX); ``auto`` is float32.
 
-    bfloat16 is quicker, and the sound differs from float32's by an error about 50 dB below it. Errors: `SettingsError`.
+    On a GPU float32 is TF32 where torch is set so, see `Decoder`. bfloat16 is quicker, and the sound differs from float32's by an error about 50 dB below it. Errors: `SettingsError`.
     """
     name = str(dtype).removeprefix("torch.")
     if name in ("auto", "float32"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..captured import bucket_of, capture
+from ..captured import bucket_of, capture, sent
 
 log = logging.getLogger("higgs_voice.graphs")
 
@@ -20,7 +20,7 @@ class CudaGraphed:
     The function reads and writes static tensors only, and its result [B, …] depends on each line alone. A batch is padded
     with a line that is nobody's and on which the function always gives the same. With ``disable``, or beyond the largest
     bucket, the function is simply called. So it is, with a warning, from the first time that a capture fails or that a
-    graph draws something else than the function.
+    graph draws something else than the function; and for a bucket that had no memory when it was to be captured.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], *, padding: int, disable: bool = False) -> None:
@@ -29,27 +29,35 @@ class CudaGraphed:
         self.disabled = disable
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._filled: dict[int, tuple[int, ...]] = {}
+        self._left_out: set[int] = set()
+        """Buckets for which there was no memory."""
         self._memory: Any = None
 
     def reset(self) -> None:
         """Forget all graphs: a static tensor was replaced."""
         self._graphs.clear()
         self._filled.clear()
+        self._left_out.clear()
+        self._memory = None
 
     def __call__(self, which: Sequence[int], device: torch.device) -> Tensor:
         """The function over the lines ``which``. The result is overwritten by the next call with the same bucket."""
         bucket = bucket_of(len(which))
-        if self.disabled or bucket is None:
-            return self._function(torch.tensor(which, device=device))
+        if self.disabled or bucket is None or bucket in self._left_out:
+            return self._function(sent(torch.tensor(which), device))
         if bucket not in self._graphs:
             try:
                 self._capture(bucket, device)
+            except torch.OutOfMemoryError:
+                log.info("no memory for the graph of a step for %d streams: such steps are taken without", bucket)
+                self._left_out.add(bucket)
+                return self._function(sent(torch.tensor(which), device))
             except RuntimeError:
                 log.warning(
                     "CUDA graphs cannot be captured here; the engine goes on without them, slower", exc_info=True
                 )
                 self.disabled = True
-                return self._function(torch.tensor(which, device=device))
+                return self._function(sent(torch.tensor(which), device))
         graph, lines, out = self._graphs[bucket]
         if self._filled.get(bucket) != tuple(which):
             padded = [*which, *[self._padding] * (bucket - len(which))]

@@ -167,9 +167,22 @@ def _project(  # pyright: ignore[reportUnknownParameterType]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=there)
 
 
+@triton.jit
+def _probe(out: typing.Any, N: tl.constexpr):  # noqa: N803  # pyright: ignore[reportUnknownParameterType]
+    n = tl.arange(0, N)
+    tl.store(out + n, n)
+
+
 def _launch(kernel: typing.Any, grid: tuple[int, ...]) -> typing.Any:
     """A kernel over a grid; its launch takes options that its signature does not name."""
     return kernel[grid]
+
+
+def probe(device: torch.device) -> bool:
+    """Whether a kernel is compiled, runs and is right."""
+    out = torch.zeros(16, dtype=torch.int32, device=device)
+    _launch(_probe, (1,))(out, 16)
+    return out.tolist() == list(range(16))
 
 
 def store(

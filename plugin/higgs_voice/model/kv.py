@@ -10,6 +10,7 @@ that stays where it is; pages of a shared prefix are held once).
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..captured import sent
 from ..errors import EngineBusyError, SettingsError
 from .prompt import Rows
 
@@ -28,6 +30,8 @@ PAGE = 64
 """Rows in a page."""
 FIRST_CAPACITY = 256
 """Rows a contiguous slot starts with; it doubles from there."""
+_switching = threading.Lock()
+"""Held while torch's choice of kernels for attention is changed: it is the process's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,10 @@ class KvPool(ABC):
     def _free(self, slot: KvSlot) -> None: ...
 
     @abstractmethod
+    def close(self) -> None:
+        """Let go of the memory, whoever still refers to the pool; it is not to be used any more."""
+
+    @abstractmethod
     def prefill(self, slot: KvSlot, count: int) -> Attend:
         """Attention of ``count`` new rows behind those that a slot holds; they see one another causally."""
 
@@ -232,6 +240,19 @@ def causal_mask(shape: KvShape, count: int, past: int, group: int) -> Tensor | N
     return hidden.repeat(group, 1) if group > 1 else hidden
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    """Torch's attention. On a GPU not by cuDNN, which takes tenths of a second for every pair of lengths that it has not seen."""
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    with _switching:
+        before = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Causal attention of L new rows over all: q [L, heads_q, D], k and v [heads_kv, past + L, D], a `causal_mask`;
     [L, heads_q * D]. It is computed in the type of k and v."""
@@ -240,7 +261,7 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     group = heads_q // heads
     # The queries that share a key head stand one after another along the length, so keys are not repeated.
     grouped = q.view(count, heads, group, dim).permute(1, 2, 0, 3).reshape(1, heads, group * count, dim)
-    out = F.scaled_dot_product_attention(grouped.to(k.dtype), k[None], v[None], attn_mask=mask, is_causal=mask is None)
+    out = attention(grouped.to(k.dtype), k[None], v[None], mask, is_causal=mask is None)
     return out.view(heads, group, count, dim).permute(2, 0, 1, 3).reshape(count, heads_q * dim).to(q.dtype)
 
 
@@ -296,6 +317,10 @@ class ContiguousPool(KvPool):
         self._data.pop(slot.index, None)
         self._layers.pop(slot.index, None)
 
+    def close(self) -> None:
+        self._data.clear()
+        self._layers.clear()
+
     def prefill(self, slot: KvSlot, count: int) -> Attend:
         layers, past, heads = self._layers[slot.index], slot.length, self.shape.heads
         end = past + count
@@ -324,7 +349,7 @@ class ContiguousPool(KvPool):
             for row, (layers, past) in enumerate(held):
                 seen = layers[layer][:, None, :, : past + 1]
                 seen[:, 0, :, past] = new[row]
-                out.append(F.scaled_dot_product_attention(query[row], seen[0], seen[1]).view(1, -1))
+                out.append(attention(query[row], seen[0], seen[1]).view(1, -1))
             if len(held) < len(qkv):
                 out.append(query.new_zeros(len(qkv) - len(held), heads_q * dim))
             return (out[0] if len(out) == 1 else torch.cat(out)).to(qkv.dtype)
@@ -417,11 +442,14 @@ class PagedPool(KvPool):
 
     def _write(self, slot: KvSlot) -> None:
         pages = self._pages[slot.index]
-        self.table[slot.index, : len(pages)] = torch.tensor(pages, dtype=torch.int32).to(self.table.device)
+        self.table[slot.index, : len(pages)] = sent(torch.tensor(pages, dtype=torch.int32), self.table.device)
 
     def _free(self, slot: KvSlot) -> None:
         for page in self._pages.pop(slot.index, []):
             self._drop(page)
+
+    def close(self) -> None:
+        self.data = self.table = torch.empty(0)
 
     def _gathered(self, layer: int, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [heads, length, D] of a context, copied together."""
@@ -433,7 +461,7 @@ class PagedPool(KvPool):
 
     def _prefill(self, slot: KvSlot, past: int, count: int) -> Attend:
         end = past + count
-        pages = torch.tensor(self._pages[slot.index][: -(-end // PAGE)], device=self.shape.device)
+        pages = sent(torch.tensor(self._pages[slot.index][: -(-end // PAGE)]), self.shape.device)
         places = torch.arange(past, end, device=self.shape.device)
         of, within = pages[places // PAGE], places % PAGE
         heads = self.shape.heads

@@ -18,13 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..captured import BUCKETS
 from ..errors import SettingsError
 
 log = logging.getLogger("higgs_voice.linear")
 
 
 FEW_ROWS = 64
-"""Up to this many rows a product by eight-bit weights is bound by reading them."""
+"""Rows of one product by eight-bit weights, at most: what a program of the kernel holds."""
+STEP_ROWS = BUCKETS[-1]
+"""Up to this many rows, a step's, some such products read less than one conversion of the weights."""
 
 
 class Int8Linear(nn.Module):
@@ -107,10 +110,14 @@ class Linear:
         return torch.ops.quantized.linear_dynamic_fp16(x, self._packed).add_(residual)
 
     def _product(self, x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
-        if x.shape[0] <= FEW_ROWS:
+        if x.shape[0] <= STEP_ROWS:
             from . import kernels
 
-            return kernels.project(x, self.weight, scale, residual)
+            if x.shape[0] <= FEW_ROWS:
+                return kernels.project(x, self.weight, scale, residual)
+            added = [None] * -(-x.shape[0] // FEW_ROWS) if residual is None else residual.split(FEW_ROWS)
+            parts = zip(x.split(FEW_ROWS), added, strict=True)
+            return torch.cat([kernels.project(rows, self.weight, scale, more) for rows, more in parts])
         # Many rows are bound by multiplying: one conversion is little beside it.
         product = F.linear(x, _floats(self.weight, scale, x.dtype))
         return product if residual is None else product.add_(residual)

@@ -76,7 +76,7 @@ class Loaded:
     """A transformers tokenizer backed by `tokenizers`."""
     processor: HiggsAudioV2Processor
     codec: HiggsAudioV2TokenizerModel
-    """Always in float32."""
+    """Its weights are always float32; on a GPU torch's default multiplies in TF32 where they convolve."""
     device: torch.device
     dtype: torch.dtype
     """Of the model's weights; of the keys and values too, unless another is asked for."""

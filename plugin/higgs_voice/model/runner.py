@@ -8,6 +8,8 @@ logits say, so a start needs none and the first step already gives codebook 0 of
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +20,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..captured import BUCKETS
+from ..captured import BUCKETS, sent
 from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter, begun_delay
 from .forward import Forward
 from .graphs import CudaGraphed
 from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
+from .linear import FEW_ROWS, STEP_ROWS
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
 from .sampling import BLOCK, Lines, Sampler, uniforms
+from .toolchain import check_kernels
 
 PIECE = 64
-"""Rows prefilled at a time, at most: how long a stop waits."""
+"""Rows prefilled at a time on a CPU, at most: how long a stop waits."""
+GPU_PIECE = 256
+"""On a GPU, where the host takes as long to launch a piece of few rows as one of many."""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +144,10 @@ class Runner:
         config: Any = loaded.model.config
         on_gpu = loaded.device.type == "cuda"
         paged = on_gpu if paged is None else paged
+        if on_gpu and paged:
+            check_kernels(loaded.device)
+        self.piece = GPU_PIECE if on_gpu else PIECE
+        """Rows prefilled at a time, at most."""
         limit = loaded.limits.max_positions
         # A captured step reads the rotary tables where they are, so on a GPU they never grow.
         self.forward = Forward(loaded.model, positions=limit if on_gpu else 2048)
@@ -173,12 +183,19 @@ class Runner:
         self._padding = max_slots
         self._begin_padding()
 
+    def close(self) -> None:
+        """Let go of the contexts' memory and of the captured steps, which refer to this and this to them. It is not to be used any
+        more."""
+        self._graphed = None
+        self.pool.close()
+
     def prefill(
-        self, slot: KvSlot, rows: Rows, *, piece: int = PIECE, should_stop: Callable[[], bool] | None = None
+        self, slot: KvSlot, rows: Rows, *, piece: int | None = None, should_stop: Callable[[], bool] | None = None
     ) -> bool:
-        """Append rows to a slot, a piece at a time. False if ``should_stop`` said so before a piece; what was prefilled
-        until then stays. Errors: `EngineBusyError`, before anything is prefilled."""
+        """Append rows to a slot, a ``piece`` at a time, `Runner.piece` where it is None. False if ``should_stop`` said so before a
+        piece; what was prefilled until then stays. Errors: `EngineBusyError`, before anything is prefilled."""
         slot.reserve(slot.length + len(rows))
+        piece = piece or self.piece
         for start in range(0, len(rows), piece):
             if should_stop is not None and should_stop():
                 return False
@@ -186,7 +203,7 @@ class Runner:
         return True
 
     def align(
-        self, slot: KvSlot, rows: Rows, *, piece: int = PIECE, should_stop: Callable[[], bool] | None = None
+        self, slot: KvSlot, rows: Rows, *, piece: int | None = None, should_stop: Callable[[], bool] | None = None
     ) -> Alignment:
         """Make a slot hold exactly ``rows``: keep the longest common prefix, crop the rest, prefill what is missing."""
         reused = slot.rows.common_prefix(rows)
@@ -232,6 +249,14 @@ class Runner:
 
     def launch(self, generations: Sequence[Generation]) -> PendingStep:
         """`step`, without waiting for it."""
+        with self._here():
+            return self._launch(generations)
+
+    def _here(self) -> contextlib.AbstractContextManager[Any]:
+        """Makes a GPU the thread's current one: events and Triton's kernels go there, wherever the tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def _launch(self, generations: Sequence[Generation]) -> PendingStep:
         ready: list[Generation] = []
         refused: list[StepResult] = []
         for generation in generations:
@@ -276,15 +301,12 @@ class Runner:
     def check(self) -> None:
         """Begin a generation that nobody asked for, and wait for the device: who was refused by anything else than its own request
         is refused here too. Errors: whatever is wrong; `EngineBusyError` where there is no room to look."""
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         slot = self.pool.acquire()
         try:
             self.prefill(slot, Rows.of_text([0], self.num_codebooks))
             self.start(slot, Sampling(), seed=0)
-            if on_gpu:
-                torch.cuda.synchronize(self.device)
+            wait_for(self.device)
         finally:
             slot.release()
 
@@ -292,17 +314,20 @@ class Runner:
         """Capture the steps for batches up to this size, and compile what a prefill takes, so that no stream waits for it. Nothing
         to do on a CPU. ``should_stop`` is asked before each of them, which takes seconds at most."""
         if self.device.type == "cuda":
-            self._warm_up(max_batch, should_stop)
+            with self._here():
+                self._warm_up(max_batch, should_stop)
 
     @torch.inference_mode()
     def _warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        counts = (1, 17, 33, FEW_ROWS + 1, STEP_ROWS + 1, self.piece)  # kernels differ by the number of rows
         slot = self.pool.acquire()
         try:
-            for count in (1, 17, 33, PIECE + 1):  # kernels differ by the number of rows
+            for count in sorted(set(counts)):
                 if should_stop():
                     return
-                slot.crop(0)
-                self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks), piece=PIECE + 1)
+                if count <= self.pool.max_rows:
+                    slot.crop(0)
+                    self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks), piece=count)
         finally:
             slot.release()
         if self._graphed is not None:
@@ -338,14 +363,15 @@ class Runner:
     @torch.inference_mode()
     def _prefill(self, slot: KvSlot, rows: Rows) -> Tensor:
         device = self.device
-        hidden = self.forward.prefill(
-            torch.from_numpy(rows.tokens.astype(np.int64)).to(device),
-            torch.from_numpy(rows.codes.astype(np.int64)).to(device),
-            torch.from_numpy(np.flatnonzero(rows.audio)).to(device),
-            torch.from_numpy(np.flatnonzero(~rows.audio)).to(device),
-            slot.length,
-            self.pool.prefill(slot, len(rows)),
-        )
+        with self._here():
+            hidden = self.forward.prefill(
+                sent(torch.from_numpy(rows.tokens.astype(np.int64)), device),
+                sent(torch.from_numpy(rows.codes.astype(np.int64)), device),
+                sent(torch.from_numpy(np.flatnonzero(rows.audio)), device),
+                sent(torch.from_numpy(np.flatnonzero(~rows.audio)), device),
+                slot.length,
+                self.pool.prefill(slot, len(rows)),
+            )
         slot.append(rows)
         return hidden
 
@@ -367,9 +393,18 @@ class Runner:
         return StepResult(generation, row=row, frame=frame, finished=generation.finished)
 
 
+def wait_for(device: torch.device) -> None:
+    """For what this thread had a GPU do. Waiting for the whole device would fail while another thread captures a graph."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def default_rows(shape: KvShape) -> int:
     """Rows of context that suit a device: 2 GiB of a CPU's memory, half of what a GPU has free."""
     if shape.device.type == "cuda":
+        # Weights that were joined are in torch's own keeping still, and not free.
+        gc.collect()
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(shape.device)
         return free // 2 // shape.bytes_per_row
     return 2 * 2**30 // shape.bytes_per_row

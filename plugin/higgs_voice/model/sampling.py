@@ -28,13 +28,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import Sampling
+from ..captured import sent
+from ..config import MAX_RAS_WINDOW, Sampling
 from .delay import begun_delay
 
 BLOCK = 64
 """Rows of uniform numbers drawn at once."""
 FIRST_WINDOW = 16
-"""Rows of history that the tables have room for at first; it doubles from there."""
+"""Rows of history that the tables have room for at first, on a CPU; it doubles from there."""
 COLDEST = 1e-6
 """A temperature below this is greedy: float32 cannot divide every logit by it."""
 
@@ -76,6 +77,12 @@ def invert(p: Tensor, u: Tensor) -> Tensor:
     return (cumulative <= u[..., None] * cumulative[..., -1:]).sum(dim=-1).clamp(max=p.shape[-1] - 1)
 
 
+def first_window(device: torch.device) -> int:
+    """Rows of history that the tables have room for at first. On a GPU all that anybody may ask for: wider tables would be other
+    tensors than those that graphs were captured with."""
+    return MAX_RAS_WINDOW if device.type == "cuda" else FIRST_WINDOW
+
+
 def _temperature(sampling: Sampling) -> float:
     """The temperature as the tables have it: 0 is greedy."""
     return sampling.drawn_at if sampling.drawn_at >= COLDEST else 0.0
@@ -113,7 +120,7 @@ class Sampler:
         self.num_codebooks = num_codebooks
         self.vocabulary = vocabulary
         self.bos, self.eos = bos, eos
-        self.window = FIRST_WINDOW
+        self.window = first_window(device)
         self.device = device
         self._books = torch.arange(num_codebooks, device=device)
         self._cache: dict[tuple[int, ...], Lines] = {}
@@ -150,20 +157,20 @@ class Sampler:
         past[self.window - 1 - len(kept) : self.window - 1] = np.where(kept < self.bos, kept, NOTHING)
         past[-1] = np.where(row < self.bos, row, NOTHING)
         state = [1, 0, position, *row.tolist()]
-        self.ints[line] = torch.from_numpy(np.concatenate([state, past.reshape(-1)])).to(self.device)
+        self.ints[line] = sent(torch.from_numpy(np.concatenate([state, past.reshape(-1)])), self.device)
         top_k = min(sampling.top_k or self.vocabulary, self.vocabulary)
         repeats = min(sampling.ras_win_max_num_repeat, self.window + 1)  # more never stand there
         parameters = [_temperature(sampling), top_k, sampling.top_p, ras, repeats]
-        self.parameters[line] = torch.tensor(parameters, dtype=torch.float32).to(self.device)
-        self.ahead[line] = torch.from_numpy(ahead.astype(np.int64)).to(self.device)
+        self.parameters[line] = sent(torch.tensor(parameters, dtype=torch.float32), self.device)
+        self.ahead[line] = sent(torch.from_numpy(ahead.astype(np.int64)), self.device)
         self._cache.clear()
 
     def refill(self, line: int, rng: np.random.Generator) -> None:
         """Uniform numbers for a line's next `BLOCK` rows."""
-        self.uniforms[line] = torch.from_numpy(uniforms(rng, BLOCK, self.num_codebooks)).to(self.device)
+        self.uniforms[line] = sent(torch.from_numpy(uniforms(rng, BLOCK, self.num_codebooks)), self.device)
 
     def _widen(self, window: int) -> None:
-        # Other tables are other graphs on a GPU: doubling keeps it to a few times.
+        # Doubling keeps it to a few times.
         window = max(window, 2 * self.window)
         ints = torch.full((len(self.ints), self.history + window * self.num_codebooks), NOTHING, device=self.device)
         ints[:, : self.history] = self.ints[:, : self.history]
@@ -175,7 +182,7 @@ class Sampler:
         key = tuple(which)
         if key not in self._cache:
             self._cache[key] = self.gather(
-                torch.tensor(which, device=self.device),
+                sent(torch.tensor(which), self.device),
                 draw=any(_temperature(sampling) > 0 for sampling in settings),
                 greedy=any(_temperature(sampling) == 0 for sampling in settings),
                 top_k=any(sampling.top_k is not None for sampling in settings),

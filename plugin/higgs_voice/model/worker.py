@@ -28,7 +28,7 @@ from ..config import Sampling
 from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, EngineError, NoAudioError, RunawayError
 from .kv import KvSlot
 from .prompt import Rows
-from .runner import PIECE, Generation, PendingStep, Runner, StepResult
+from .runner import Generation, PendingStep, Runner, StepResult
 from .scheduler import JobView, Pace, Scheduler
 
 log = logging.getLogger("higgs_voice.worker")
@@ -207,6 +207,8 @@ class Worker:
             for job in self._jobs.values():
                 job.stopped = True
             self._wake.notify()
+        if self._thread.ident is None:  # it was never started, and lets go of nothing
+            self._runner.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
@@ -251,6 +253,7 @@ class Worker:
                 self._crashed(error)
         self._end_all("stopped", None)
         self._free_all()
+        self._runner.close()
 
     def _loop(self) -> None:
         while not self._closing:
@@ -323,7 +326,7 @@ class Worker:
         done = slot.length
         try:
             if done < len(job.rows):
-                self._runner.prefill(slot, job.rows[done : done + PIECE])
+                self._runner.prefill(slot, job.rows[done : done + self._runner.piece])
                 self._keep_prefix(slot, job.prefix)
             if slot.length == len(job.rows):
                 job.generation = self._runner.start(slot, job.sampling, job.seed, job.spoken)
@@ -572,7 +575,7 @@ class Worker:
             slot = session.target_slot
             done = slot.length
             if done < len(target):
-                self._runner.prefill(slot, target[done : done + PIECE])
+                self._runner.prefill(slot, target[done : done + self._runner.piece])
             self._keep_prefix(slot, session.target_prefix)
         except (EngineBusyError, torch.OutOfMemoryError):
             session.target = None  # no room for work that nobody waits for

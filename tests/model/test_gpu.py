@@ -1,0 +1,262 @@
+"""What is done otherwise on a GPU, with torch's calls replaced: no GPU need be there."""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from higgs_voice.captured import sent
+from higgs_voice.config import MAX_RAS_WINDOW, Sampling
+from higgs_voice.errors import DependencyError
+from higgs_voice.model import runner as runner_module
+from higgs_voice.model import sampling, toolchain
+from higgs_voice.model.kv import KvShape, attention
+from higgs_voice.model.loading import Loaded
+from higgs_voice.model.prompt import Rows
+from higgs_voice.model.runner import Runner, default_rows, wait_for
+from higgs_voice.model.sampling import FIRST_WINDOW, Sampler, first_window
+from higgs_voice.model.toolchain import check_kernels
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+
+
+class Current:
+    """What stands for `torch.cuda.device`."""
+
+    chosen = list[Any]()
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> None:
+        self.chosen.append(self.device)
+
+    def __exit__(self, *_: object) -> None:
+        self.chosen.append(None)
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Devices made current, None where one was left."""
+    monkeypatch.setattr(Current, "chosen", [])
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    return Current.chosen
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_attention_on_a_gpu_is_not_cudnns(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Torch's setting, which is the process's, is what it was before and after each call."""
+    seen = list[bool]()
+
+    def attend(*_: Any, **__: Any) -> str:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        if fails:
+            raise RuntimeError("out of memory")
+        return "attended"
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for user in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(user)
+            for on_gpu in (True, False):
+                x: Any = SimpleNamespace(is_cuda=on_gpu)
+                if fails:
+                    with pytest.raises(RuntimeError):
+                        attention(x, x, x)
+                else:
+                    assert attention(x, x, x) == "attended"
+                assert torch.backends.cuda.cudnn_sdp_enabled() is user
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert seen == [False, True, False, False]
+
+
+def test_what_is_sent_to_a_gpu_waits_for_nothing() -> None:
+    calls = list[Any]()
+
+    class Given:
+        def pin_memory(self) -> Given:
+            calls.append("pinned")
+            return self
+
+        def to(self, device: torch.device, **how: Any) -> Given:
+            calls.append((device, how))
+            return self
+
+    for device in (GPU, CPU):
+        sent(cast(torch.Tensor, Given()), device)
+    assert calls == ["pinned", (GPU, {"non_blocking": True}), (CPU, {})]
+    x = torch.ones(2)
+    assert sent(x, CPU) is x
+
+
+def test_only_ones_own_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole device cannot be waited for while another thread captures a graph."""
+    waited = list[Any]()
+
+    def stream(device: torch.device) -> Any:
+        return SimpleNamespace(synchronize=lambda: waited.append(device))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: waited.append("everything"))
+    wait_for(CPU)
+    wait_for(GPU)
+    assert waited == [GPU]
+
+
+def test_a_check_waits_before_and_after(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, calls = Runner(nano, max_rows=256), list[Any]()
+    prefill = runner.prefill
+    monkeypatch.setattr(runner_module, "wait_for", lambda device: calls.append(device))
+    monkeypatch.setattr(runner, "prefill", lambda *given: [calls.append("prefilled"), prefill(*given)])
+    runner.check()
+    assert calls == [CPU, "prefilled", CPU]
+
+
+def test_weights_that_were_joined_are_free_before_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[str]()
+
+    def free(device: torch.device) -> tuple[int, int]:
+        calls.append("counted")
+        return 4000, 9000
+
+    monkeypatch.setattr(runner_module.gc, "collect", lambda: calls.append("collected"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    shape = KvShape(layers=1, heads=1, head_dim=5, dtype=torch.bfloat16, device=GPU, num_codebooks=8)
+    assert default_rows(shape) == 100
+    assert calls == ["collected", "emptied", "counted"]
+
+
+def test_the_tables_are_wide_enough_for_whoever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, where wider ones would cost every graph; what is drawn is the same."""
+    assert (first_window(CPU), first_window(GPU)) == (FIRST_WINDOW, MAX_RAS_WINDOW)
+    drawn = list[list[Any]]()
+    for device in (CPU, GPU):
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "first_window", lambda _, device=device: first_window(device))
+            sampler = Sampler(3, 8, 66, bos=64, eos=65, device=CPU)
+        width = sampler.window
+        history = np.random.default_rng(0).integers(0, 66, size=(40, 8)).astype(np.int16)
+        settings = [Sampling(), Sampling(ras_win_len=16, ras_win_max_num_repeat=1), Sampling(temperature=0.0)]
+        for line, one in enumerate(settings):
+            sampler.begin(line, one, history, 40)
+            sampler.refill(line, np.random.default_rng(line))
+        lines = sampler.lines([0, 1, 2], settings)
+        generator = torch.Generator().manual_seed(0)
+        drawn.append([sampler.sample(torch.randn(3, 8, 66, generator=generator), lines).tolist() for _ in range(30)])
+        assert sampler.window == width
+        if device is GPU:
+            sampler.begin(0, Sampling(ras_win_len=MAX_RAS_WINDOW), history, 40)
+            assert sampler.window == width
+    assert drawn[0] == drawn[1]
+
+
+def test_a_prefill_takes_pieces_of_the_runners_own_size(nano: Loaded) -> None:
+    runner = Runner(nano, max_rows=1024)
+    assert runner.piece == runner_module.PIECE < runner_module.GPU_PIECE
+    slot, rows, asked = runner.pool.acquire(), Rows.of_text([0] * 100, 8), list[int]()
+    for piece, pieces in ((40, 3), (256, 1)):
+        runner.piece = piece
+        asked.clear()
+        runner.align(slot, rows, should_stop=lambda: bool(asked.append(0)))
+        slot.crop(0)
+        assert len(asked) == pieces
+
+
+def test_steps_and_prefills_are_launched_on_the_models_own_gpu(
+    nano: Loaded, current: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever thread they come from: events and Triton's kernels go to the current device."""
+    runner = Runner(nano, max_rows=1024)
+    for name in ("_launch", "_warm_up"):
+        monkeypatch.setattr(runner, name, lambda *_: current.append("work"))
+    monkeypatch.setattr(runner_module, "sent", lambda x, _: current.append("sent") or x)
+    runner.launch([])
+    slot = runner.pool.acquire()
+    slot.reserve(4)
+    runner._prefill(slot, Rows.of_text([0], 8))
+    assert current == ["work", *["sent"] * 4]
+    current.clear()
+    runner.device = GPU
+    runner.launch([])
+    runner.warm_up(1)
+    runner._prefill(slot, Rows.of_text([0], 8))
+    assert current == [GPU, "work", None, GPU, "work", None, GPU, *["sent"] * 4, None]
+
+
+# Kernels that cannot be compiled
+
+
+def fails_with(error: Exception) -> Callable[[torch.device], bool]:
+    def probe(device: torch.device) -> bool:
+        raise error
+
+    return probe
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("Failed to find C compiler. Please specify via CC"), "RuntimeError: Failed to find C compiler"),
+        (subprocess.CalledProcessError(1, ["gcc"]), "CalledProcessError: Command '['gcc']' returned non-zero"),
+        (AssertionError("libcuda.so cannot found!\nPlease make sure"), "AssertionError: libcuda.so cannot found!)"),
+        (PermissionError("/root/.triton"), "PermissionError: /root/.triton"),
+    ],
+)
+def test_what_keeps_kernels_from_being_compiled_is_one_sentence(
+    error: Exception, says: str, current: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = pytest.importorskip("higgs_voice.model.kernels", reason="Triton has no build for this platform")
+    monkeypatch.setattr(kernels, "probe", fails_with(error))
+    with pytest.raises(DependencyError, match="steps on a GPU are compiled where they run, which fails here") as found:
+        check_kernels(GPU)
+    assert says in str(found.value)
+    assert "\n" not in str(found.value)
+    assert found.value.__cause__ is error
+    assert current == [GPU, None]
+    monkeypatch.setattr(kernels, "probe", lambda device: device == GPU)
+    check_kernels(GPU)
+    with pytest.raises(DependencyError, match="computes wrongly"):
+        check_kernels(CPU)
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: dict[str, str] = {}
+    monkeypatch.setattr(toolchain.shutil, "which", there.get)
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    compiler, headers = "no C compiler (apt install gcc)", "no headers of Python (apt install python3-dev)"
+    assert toolchain.missing() == f"{compiler} and {headers}"
+    there["clang"] = "/usr/bin/clang"
+    assert toolchain.missing() == headers
+    (tmp_path / "Python.h").touch()
+    assert "libcuda.so.1" in toolchain.missing()
+    there.clear()
+    assert toolchain.missing() == compiler
+
+
+def test_an_engine_without_them_is_not_begun(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it takes any memory; steps without pages run without them."""
+    asked = list[torch.device]()
+
+    def check(device: torch.device) -> None:
+        asked.append(device)
+        raise DependencyError("no C compiler")
+
+    monkeypatch.setattr(runner_module, "check_kernels", check)
+    on_gpu = replace(nano, device=GPU, dtype=torch.bfloat16)
+    with pytest.raises(DependencyError, match="no C compiler"):
+        Runner(on_gpu)
+    Runner(nano, max_rows=256, paged=True)
+    assert asked == [GPU]

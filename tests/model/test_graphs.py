@@ -1,0 +1,70 @@
+"""Steps by CUDA graphs, with something else in a graph's place: which are captured, and what comes of those that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from higgs_voice.model import graphs as module
+from higgs_voice.model.graphs import CudaGraphed
+
+CPU = torch.device("cpu")
+
+
+class Recorded:
+    """What stands for a CUDA graph."""
+
+    def __init__(self, function: Callable[[], torch.Tensor]) -> None:
+        self.out = function()
+
+    def replay(self) -> None:
+        """It was replayed when it was captured."""
+
+    def pool(self) -> str:
+        return "memory"
+
+
+def test_memory_that_ends_costs_one_batch_size_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other; it is not tried again at every step, but when all are made anew, in other memory."""
+    full, tried, given = True, list[int](), list[Any]()
+
+    def capture(function: Callable[[], torch.Tensor], device: torch.device, memory: Any) -> Any:
+        graph = Recorded(function)
+        tried.append(len(graph.out))
+        given.append(memory)
+        if full and len(graph.out) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return graph, graph.out, graph.out.clone()
+
+    monkeypatch.setattr(module, "capture", capture)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    graphed = CudaGraphed(lambda lines: lines * 2, padding=9)
+    assert graphed([1, 2], CPU).tolist() == [18, 18]  # what it was captured with
+    for _ in range(3):
+        assert graphed([1, 2, 3], CPU).tolist() == [2, 4, 6]
+    assert graphed([1], CPU).tolist() == [18]
+    assert (tried, given, graphed.disabled) == ([2, 4, 1], [None, "memory", "memory"], False)
+    full = False
+    graphed.reset()
+    graphed([1, 2, 3], CPU)
+    assert (tried[3:], given[3:]) == ([4], [None])
+
+
+def test_what_cannot_be_captured_at_all_is_tried_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = list[int]()
+
+    def capture(*_: Any) -> Any:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(module, "capture", capture)
+    graphed = CudaGraphed(lambda lines: lines * 2, padding=9)
+    for which in ([1], [1, 2]):
+        assert graphed(which, CPU).tolist() == [2 * line for line in which]
+    assert (len(tried), graphed.disabled) == (1, True)
+    assert "cannot be captured" in caplog.text
