@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from livekit import rtc
-from livekit.agents import APIConnectOptions, llm
+from livekit.agents import Agent, AgentSession, APIConnectOptions, llm, tts
 from livekit.agents.voice import io
+from livekit.plugins import higgs
 
 CONN = APIConnectOptions(max_retry=3, retry_interval=0.05, timeout=5.0)
 
@@ -88,6 +91,29 @@ class Speaker(io.AudioOutput):
         self.played.append((position, interrupted))
         self.on_playback_progressed(started_at=0.0, offset=0.0, duration=position)
         self.on_playback_finished(playback_position=position, interrupted=interrupted)
+
+
+@asynccontextmanager
+async def calling(voice: tts.TTS[Any], *, attach: bool = True, rate: int = 24000) -> AsyncGenerator[AgentSession[Any]]:
+    """A session with a `Speaker` and without ears, whose first agent speaks with `voice`."""
+    session: AgentSession[Any] = AgentSession()
+    session.output.audio = Speaker(sample_rate=rate)
+    await session.start(Agent(instructions="Be brief.", tts=voice))
+    if attach:
+        higgs.attach(session)
+    try:
+        yield session
+    finally:
+        await session.aclose()
+
+
+async def hand_over(session: AgentSession[Any], voice: tts.TTS[Any]) -> None:
+    """The next agent, who speaks with `voice`."""
+    agent = Agent(instructions="Be brief.", tts=voice)
+    session.update_agent(agent)
+    while session.current_agent is not agent or session._activity is None:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
 
 
 class Script(llm.LLM):

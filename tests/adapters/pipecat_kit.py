@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,13 +174,21 @@ async def settle_loop(turns: int = 50) -> None:
 
 @asynccontextmanager
 async def room(
-    tts: HiggsTTSService, *, tracker: bool = True, held: bool = False, params: PipelineParams | None = None, **out: Any
+    tts: HiggsTTSService,
+    *,
+    tracker: bool = True,
+    others: Sequence[HiggsTTSService] = (),
+    held: bool = False,
+    params: PipelineParams | None = None,
+    **out: Any,
 ) -> AsyncIterator[Room]:
+    """A running pipeline around the service; with the trackers of `others`, of which a switcher would run one at a time."""
     context = LLMContext()
     pair = LLMContextAggregatorPair(context)
     output = HeldOutput(free=not held, **out)
     before, after_tts, end = Tap(), Tap(), Tap()
     processors: list[FrameProcessor] = [before, tts, after_tts, output]
+    processors += [PlayoutTracker(other) for other in others]
     if tracker:
         processors.append(PlayoutTracker(tts))
     worker = PipelineWorker(

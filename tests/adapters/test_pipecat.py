@@ -32,6 +32,7 @@ from pipecat.pipeline.worker import PipelineParams
 from pipecat.services.settings import TTSSettings
 from pipecat.services.tts_service import TextAggregationMode
 from pipecat.tests.utils import run_test
+from pipecat.transcriptions.language import Language
 from pipecat.utils.text.transforms import strip_markdown
 
 from higgs_voice import Sampling, SessionSettings, Voice, Window
@@ -316,6 +317,38 @@ async def test_metrics() -> None:
         assert ttfb[0].model == "fake"
 
 
+async def test_each_character_is_counted_once() -> None:
+    tts = service()
+    async with room(tts, params=PipelineParams(enable_metrics=True, enable_usage_metrics=True)) as r:
+
+        async def usage(count: int) -> list[int]:
+            def known() -> list[int]:
+                data = [item for frame in r.after_tts.of(MetricsFrame) for item in frame.data]
+                return [item.value for item in data if isinstance(item, TTSUsageMetricsData)]
+
+            await r.until(lambda: len(known()) >= count)
+            await settle_loop()
+            return known()
+
+        await r.worker.queue_frame(TTSSpeakFrame("Please hold the line."))
+        assert await usage(1) == [21]
+        await r.say("Second turn.")
+        assert await usage(2) == [21, 12]
+        await r.say("Let me see. ", end=False)
+        await r.worker.queue_frame(TTSSpeakFrame("One moment."))
+        await r.say("Here it is.", start=False)
+        assert await usage(5) == [21, 12, 12, 11, 11]
+        await r.worker.queue_frame(TextFrame("Loose."))
+        assert await usage(6) == [21, 12, 12, 11, 11, 6]
+        await r.say("This is cut off by", end=False)
+        await r.until(lambda: any("off by" in item.script.written for item in tts._utterances.values()))
+        await r.interrupt()
+        assert await usage(7) == [21, 12, 12, 11, 11, 6, 18]
+        await r.say("This one has no end.", end=False)
+        await r.say("Next.")
+        assert await usage(9) == [21, 12, 12, 11, 11, 6, 18, 20, 5]
+
+
 async def test_each_chunk_is_reported() -> None:
     tts = service()
     reports: list[Any] = []
@@ -404,11 +437,51 @@ async def test_a_saved_voice_by_its_path(tmp_path: Any) -> None:
         assert tts.session.voice.scene == "In a library."
 
 
-def test_constructing_is_refused_with_a_sentence() -> None:
-    with pytest.raises(SettingsError, match="cuts them itself"):
-        service(text_aggregation_mode=TextAggregationMode.SENTENCE)
-    with pytest.raises(SettingsError, match="temperature"):
-        service(settings=HiggsTTSSettings(temperature=-1.0))
+@pytest.mark.parametrize(
+    ("argument", "match"),
+    [
+        ({"text_aggregation_mode": TextAggregationMode.SENTENCE}, "cuts them itself"),
+        ({"aggregate_sentences": True}, "cuts them itself"),
+        ({"reuse_context_id_within_turn": False}, "reuse_context_id_within_turn can only be True"),
+        ({"push_stop_frames": False}, "push_stop_frames can only be True"),
+        ({"push_start_frame": False}, "push_start_frame can only be True"),
+        ({"push_text_frames": True}, "push_text_frames can only be False"),
+        ({"settings": HiggsTTSSettings(temperature=-1.0)}, "temperature"),
+        ({"settings": HiggsTTSSettings(language="xx")}, "language must be a tag .*got 'xx'"),
+        ({"settings": HiggsTTSSettings(on_voice_change="bad")}, 'must be "new" or "keep"'),  # pyright: ignore[reportArgumentType]
+        ({"temperature": 0.3}, r"settings=HiggsTTSService.Settings\(temperature=...\)"),
+        ({"speakers": "warm"}, r"settings=HiggsTTSService.Settings\(speakers=...\)"),
+        ({"language": "de"}, r"settings=HiggsTTSService.Settings\(language=...\)"),
+        ({"seed": 7}, r"settings=HiggsTTSService.Settings\(seed=...\)"),
+        ({"window": Window.last_n(2)}, r"session_settings=SessionSettings\(window=...\)"),
+    ],
+)
+def test_constructing_is_refused_with_a_sentence(argument: dict[str, Any], match: str) -> None:
+    with pytest.raises(SettingsError, match=match):
+        service(**argument)
+
+
+def test_what_the_framework_would_set_anyway_is_taken() -> None:
+    service(text_aggregation_mode=None, push_text_frames=False, push_start_frame=True, push_stop_frames=True)
+    service(text_aggregation_mode="token", reuse_context_id_within_turn=True, aggregate_sentences=False)
+
+
+async def test_a_language_is_a_known_one_and_none_is_the_sessions_own() -> None:
+    tts = service(session_settings=SessionSettings(language="fr"), settings=HiggsTTSSettings(language="de-AT"))
+    async with room(tts) as r:
+        assert tts.session.settings.language == "de"
+        for language, expected in ((None, "fr"), ("pt_BR", "pt"), ("xx", "pt"), (Language.EN_GB, "en")):
+            await r.worker.queue_frame(TTSUpdateSettingsFrame(delta=HiggsTTSSettings(language=language)))
+            await r.worker.queue_frame(Foo(str(language)))
+            await r.until(lambda: bool(r.end.of(Foo)))
+            r.end.down.clear()
+            assert (tts.session.settings.language, tts.settings.language) == (expected, expected)
+        bad = HiggsTTSSettings(on_voice_change="bad")  # pyright: ignore[reportArgumentType]
+        await r.worker.queue_frame(TTSUpdateSettingsFrame(delta=bad))
+        await r.until(lambda: len(r.errors()) == 2)
+        assert "language must be a tag" in r.errors()[0]
+        assert 'on_voice_change must be "new" or "keep"' in r.errors()[1]
+        assert tts.settings.on_voice_change == "new"
 
 
 # Errors

@@ -9,8 +9,10 @@ import re
 import time
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 from pipecat.frames.frames import (
     InterruptionFrame,
     LLMFullResponseEndFrame,
@@ -24,6 +26,7 @@ from pipecat.frames.frames import (
 from higgs_voice import SessionSettings, Window
 from higgs_voice.adapters.pipecat import HiggsTTSService
 from higgs_voice.backends.fake import FakeSynthesizer
+from higgs_voice.conversation.synthesizer import Codes
 from tests.adapters.pipecat_kit import Room, room, settle_loop
 
 TEXT = "Hello there, my friend. This is the second sentence of it. And here comes a third one, at last!"
@@ -180,6 +183,103 @@ async def test_with_the_llm_still_streaming_its_late_tokens_are_not_spoken() -> 
         assert r.transcript()[1] == "This is new."
         assert "stale" not in tts.session.context_text
         assert words(r.transcript()) == words(tts.session.context_text)
+
+
+async def test_tokens_whose_reply_an_interruption_overtook_are_not_spoken() -> None:
+    tts = service()
+    async with room(tts, held=True) as r:
+        await tts.pause_processing_frames()  # the reply's start is dropped before the service has seen it
+        await r.say("A reply that", end=False)
+        await settle_loop()
+        await r.interrupt()
+        await tts.resume_processing_frames()
+        await r.say(" is stale.", start=False)
+        r.output.let_go()
+        await r.say("This is new.")
+        await r.until(lambda: bool(r.transcript()))
+        assert r.transcript() == ["This is new."]
+        assert tts.session.context_text == "This is new."
+
+
+async def test_tokens_stay_stale_behind_an_uninterruptible_text_within_their_reply() -> None:
+    """The framework goes back to the interrupted reply's context when that text has been handed over."""
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held(text: str, kind: str) -> str:
+        if text == "Hold on.":
+            reached.set()
+            await go_on.wait()
+        return text
+
+    tts = service(text_transforms=[("*", held)])
+    async with room(tts, held=True) as r:
+        await r.say("A reply that", end=False)
+        notice = TTSSpeakFrame("Hold on.")
+        notice.interruptible = False
+        await r.worker.queue_frame(notice)
+        await asyncio.wait_for(reached.wait(), 5)
+        await r.interrupt()
+        go_on.set()
+        await r.say(" is stale.", start=False)
+        r.output.let_go()
+        await r.say("This is new.")
+        await r.until(lambda: "new" in " ".join(r.transcript()))
+        assert tts.session.context_text == "Hold on.\nThis is new."
+
+
+async def test_text_outside_of_a_reply_is_spoken_behind_an_interruption() -> None:
+    tts = service()
+    async with room(tts) as r:
+        await r.say("This is cut off.")
+        await r.until(lambda: bool(r.after_tts.of(TTSAudioRawFrame)))
+        await r.interrupt()
+        await r.worker.queue_frame(LLMTextFrame("This is spoken."))
+        await r.until(lambda: "This is spoken." in tts.session.context_text)
+        await r.until(lambda: len(r.end.of(TTSStoppedFrame)) > 0)
+        assert r.errors() == []
+
+
+async def test_nothing_of_an_interrupted_reply_sounds_in_the_next() -> None:
+    class Loud(FakeSynthesizer):
+        loud = True
+
+        def sound_of(self, codes: Codes) -> NDArray[np.float32]:
+            return super().sound_of(codes) * (1.0 if self.loud else 0.0)
+
+    go_on = asyncio.Event()
+    engine = Loud(frames_per_char=1, pace=lambda _, sent: go_on.wait() if sent >= 20 else None)
+    tts = service(engine, sample_rate=8000)
+    async with room(tts) as r:
+        await r.say(TEXT)
+        await r.until(lambda: len(r.after_tts.audio) > 8000)
+        await r.interrupt()
+        assert np.abs(np.frombuffer(r.after_tts.audio, np.int16)).max() > 1000
+        engine.loud = False
+        go_on.set()
+        r.forget()
+        await r.say("Silence.")
+        await r.until(lambda: bool(r.after_tts.of(TTSStoppedFrame)))
+        sound = np.frombuffer(r.after_tts.audio, np.int16)
+        assert np.abs(sound).max() <= 1
+        assert sound.size == tts.session.exchanges[-1].frames * 320
+
+
+async def test_a_tracker_leaves_the_utterances_of_another_service_alone() -> None:
+    """A switcher runs one service at a time; the trackers of all of them are in the pipeline."""
+    tts, other = service(), service()
+    async with room(tts, others=[other], held=True) as r:
+        await r.say(TEXT)
+        await r.output.play(50)
+        await r.interrupt()
+        assert "second" in tts.session.context_text
+        assert words(r.transcript()) == words(tts.session.context_text)
+        assert tts.session.stats.provisional == 0
+        r.output.let_go()
+        await r.say("This one is whole.")
+        await r.until(lambda: len(r.transcript()) == 2)
+        assert words(r.transcript()) == words(tts.session.context_text)
+        assert not tts._utterances
+        assert tts.session.stats.provisional == 0
 
 
 async def test_in_a_stall_of_the_llm_the_sentence_that_was_heard_is_kept() -> None:

@@ -25,12 +25,11 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import fields, replace
+from typing import Any
 
 from .. import telemetry
 from ..audio import PcmChunk
-from ..config import Sampling
 from ..conversation.presets import find_voice
 from ..conversation.session import SessionSettings, VoiceSession
 from ..conversation.snapshot import Snapshot
@@ -41,11 +40,10 @@ from ..conversation.voice import Voice
 from ..errors import DependencyError, EngineClosedError, HiggsVoiceError, SettingsError
 from ..text import Lexicon
 from . import engines
-from .playout import Device, Script, Timeline
+from .playout import Device, Timeline
 
 try:
     from loguru import logger
-    from pipecat.audio.utils import create_stream_resampler
     from pipecat.frames.frames import (
         AggregatedTextFrame,
         CancelFrame,
@@ -66,13 +64,16 @@ try:
         TTSStoppedFrame,
         TTSTextFrame,
     )
-    from pipecat.processors.frame_processor import FrameDirection, FrameProcessor, FrameProcessorSetup
+    from pipecat.processors.frame_processor import FrameCallback, FrameDirection, FrameProcessorSetup
     from pipecat.services.settings import TTSSettings
     from pipecat.services.tts_service import TextAggregationMode, TTSService
     from pipecat.transcriptions.language import Language
     from pipecat.utils.text.base_text_aggregator import TextType
     from pipecat.utils.tracing.service_decorators import traced_tts
-    from pipecat.utils.types import NOT_GIVEN, NotGiven, is_given
+    from pipecat.utils.types import NotGiven, is_given
+
+    from .pipecat_playout import AFTER, PlayoutTracker, Utterance
+    from .pipecat_settings import SAMPLING, HiggsTTSSettings, check_arguments, check_language, check_settings
 except ModuleNotFoundError as error:
     raise DependencyError(
         f'the Pipecat service needs {error.name}, which is not installed; run: pip install "higgs-voice[pipecat]"'
@@ -81,88 +82,13 @@ except ModuleNotFoundError as error:
 __all__ = ["HiggsTTSService", "HiggsTTSSettings", "PlayoutTracker"]
 
 SETUP_PATIENCE_S = 15.0
-"""How long the pipeline's start waits for the engine. A model that takes longer goes on loading behind it."""
-_UTTERANCE = "higgs_voice.utterance"
-"""Key of a frame's metadata: the utterance it belongs to, or follows."""
-_AFTER = "higgs_voice.after"
-"""Key of a frame's metadata: how much of the utterance's written text stands before it, for text that is not spoken."""
-_SAMPLING = tuple(Sampling.model_fields)
+"""How long the pipeline's start waits for the engine. A model that takes longer goes on loading behind it, and text waits for it."""
 _FORGET_AFTER_S = 30.0
 _OPENING_PATIENCE_S = 5.0
 _EARLY_S = 1.0
 _MOST_HOLD_S = 0.5
 _SETTLE_AFTER_S = 0.2
 """How long the tracker's or the aggregator's word is waited for before the clock's estimate is given to the session."""
-
-
-def _not_given() -> Any:
-    return NOT_GIVEN
-
-
-@dataclass
-class HiggsTTSSettings(TTSSettings):
-    """What can be changed while the pipeline runs, by a ``TTSUpdateSettingsFrame``; from the next speech on.
-
-    Parameters:
-        voice: A `Voice`, a preset's name, the path of a saved one, or a description of the speaker such as "feminine;
-            warm"; one word is a name. A name is looked for in the operator's folder, at the server, and among those that ship.
-        language: For what is said for numbers, dates and units.
-        scene: Where it is recorded; of the voice.
-        speakers: Descriptions of the speakers; of the voice.
-        on_voice_change: Whether a new voice, scene or speaker begins a "new" context (the old one's sound would pull it
-            back to the old voice) or goes on in the old one ("keep").
-        temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens: See `Sampling`.
-    """
-
-    voice: Voice | str | NotGiven | None = field(default_factory=_not_given)  # pyright: ignore[reportIncompatibleVariableOverride]
-    scene: str | NotGiven | None = field(default_factory=_not_given)
-    speakers: tuple[str, ...] | list[str] | str | NotGiven | None = field(default_factory=_not_given)
-    on_voice_change: Literal["new", "keep"] | NotGiven = field(default_factory=_not_given)
-    temperature: float | NotGiven | None = field(default_factory=_not_given)
-    top_k: int | NotGiven | None = field(default_factory=_not_given)
-    top_p: float | NotGiven = field(default_factory=_not_given)
-    ras_win_len: int | NotGiven | None = field(default_factory=_not_given)
-    ras_win_max_num_repeat: int | NotGiven = field(default_factory=_not_given)
-    seed: int | NotGiven | None = field(default_factory=_not_given)
-    max_new_tokens: int | NotGiven = field(default_factory=_not_given)
-
-
-@dataclass(slots=True, eq=False)
-class _Utterance:
-    """One audio context of the framework and the speech that fills it."""
-
-    context_id: str
-    speech: Speech
-    timeline: Timeline
-    interruptible: bool
-    in_transcript: bool
-    """Whether its text enters the LLM's context."""
-    script: Script = field(default_factory=Script)
-    opening: float | None = None
-    """Where the framework counts the context's word times from, on its clock; None until the first audio."""
-    spoke: bool = False
-    """Whether there was any sound."""
-    learning: bool = True
-    """Whether its first second is still being played."""
-    done: bool = False
-    """Everything was handed to the framework."""
-    failed: bool = False
-    """The rest of its text will not be spoken."""
-    dead: bool = False
-    """Interrupted."""
-    dead_at: float = 0.0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set with `dead` and with `opening`."""
-    opened_at: float = 0.0
-    """When the framework came to the first audio after `opening` was None."""
-    played_s: float = 0.0
-    """By the tracker: seconds that the transport has written."""
-    said: int = 0
-    """By the tracker: words that have been let through."""
-    shown: int = 0
-    """By the tracker: characters of the written text that have been let through."""
-    over: bool = False
-    """By the tracker: nothing of it is still to be played."""
 
 
 class HiggsTTSService(TTSService):
@@ -201,11 +127,7 @@ class HiggsTTSService(TTSService):
         lead_s: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        if kwargs.pop("text_aggregation_mode", TextAggregationMode.TOKEN) != TextAggregationMode.TOKEN:
-            raise SettingsError(
-                "HiggsTTSService takes the LLM's tokens and cuts them itself: text_aggregation_mode can only be TOKEN; "
-                "how it cuts is set by session_settings=SessionSettings(chunker=...)"
-            )
+        kwargs = check_arguments(kwargs)
         wanted = session_settings or SessionSettings()
         store = self.Settings(
             model=model if engine is None else None,
@@ -214,11 +136,13 @@ class HiggsTTSService(TTSService):
             scene=None,
             speakers=None,
             on_voice_change="new",
-            **{name: getattr(wanted.sampling, name) for name in _SAMPLING},
+            **{name: getattr(wanted.sampling, name) for name in SAMPLING},
         )
         if settings is not None:
             store.apply_update(settings)
-        sampling = _sampling_of(store)
+            if is_given(settings.language):
+                store.language = wanted.language if settings.language is None else check_language(settings.language)
+        sampling = check_settings(store)
         voice_given = store.voice
         if snapshot is not None:
             if any(item is not None for item in (store.voice, store.scene, store.speakers)):
@@ -235,10 +159,12 @@ class HiggsTTSService(TTSService):
             push_text_frames=False,
             push_start_frame=True,
             push_stop_frames=True,
+            reuse_context_id_within_turn=True,
             settings=store,
             **kwargs,
         )
-        self._session_settings = wanted.replace(sampling=sampling, language=str(store.language or wanted.language))
+        self._session_settings = wanted.replace(sampling=sampling, language=str(store.language))
+        self._language = wanted.language
         self._lexicon = lexicon
         self._snapshot = snapshot
         self._lead_s = lead_s
@@ -250,29 +176,35 @@ class HiggsTTSService(TTSService):
         self._opening_error: Exception | None = None
         self._started = False
         self._device = Device()
-        self._utterances: dict[str, _Utterance] = {}
+        self._utterances: dict[str, Utterance] = {}
         self._pumps: set[asyncio.Task[None]] = set()
         self._last_pump: asyncio.Task[None] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
-        self._failing: dict[int, _Utterance] = {}
-        self._pushing: _Utterance | None = None
+        self._failing: dict[int, Utterance] = {}
+        self._pushing: Utterance | None = None
         self._cutting = False
         self._hold_s = 0.0
-        self._stale_llm = False
+        self._replies = 0
+        self._in_reply = False
+        self._cut_reply = 0
         self._written: tuple[str, bool] = ("", True)
         self._tracker: PlayoutTracker | None = None
-        self._out_resampler = create_stream_resampler(clear_after_secs=None)
+        self.mark = f"higgs_voice.utterance.{self.id}"
+        """Key of a frame's metadata: the utterance of this service it belongs to, or follows."""
+        self._reply_mark = f"higgs_voice.reply.{self.id}"
         self._register_event_handler("on_chunk")
 
     # What is known
 
     @property
     def session(self) -> VoiceSession:
-        """The conversation's voice; from `setup` on. Errors: `HiggsVoiceError` if its engine could not be had."""
+        """The conversation's voice, once its engine has been loaded. Errors: `HiggsVoiceError` before, and if that failed."""
         if self._session is not None:
             return self._session
         if self._opening_error is not None:
             raise EngineClosedError(f"HiggsTTSService has no engine: {self._opening_error}") from self._opening_error
+        if self._opening_task is not None and not self._opening_task.done():
+            raise EngineClosedError("HiggsTTSService has no session yet: its engine is still loading")
         raise EngineClosedError("HiggsTTSService has a session only while its pipeline is set up")
 
     def snapshot(self) -> bytes:
@@ -286,6 +218,7 @@ class HiggsTTSService(TTSService):
             if self._tracker is not None
             else item.timeline.heard(item.dead_at if item.dead else now)
             for item in self._utterances.values()
+            if item.speech is not None
         }
         return self.session.snapshot(heard)
 
@@ -316,17 +249,7 @@ class HiggsTTSService(TTSService):
                 name = str(self._settings.model)
                 engine = await engines.borrow(name)
                 self._borrowed = name
-            if self._snapshot is not None:
-                self._session = await VoiceSession.restore(
-                    engine, self._snapshot, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
-                )
-            else:
-                given = self._voice_given or Voice()
-                voice = await self._voice_of(given, engine, self._settings.scene, self._settings.speakers)
-                self._session = VoiceSession(
-                    engine, voice=voice, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
-                )
-                await self._session.start()
+            session = await self._session_on(engine)
             if self._settings.model is None:
                 self._settings.model = engine.info.model
                 self._sync_model_name_to_metrics()
@@ -334,6 +257,29 @@ class HiggsTTSService(TTSService):
             self._opening_error = error
             if self._started:
                 await self._report_opening_error(error)
+            return
+        self._session = session
+        for utterance in self._utterances.values():
+            if not utterance.dead:
+                self._speak(session, utterance)
+
+    async def _session_on(self, engine: Synthesizer) -> VoiceSession:
+        """A started session: text waits for it, so that a context without sound is not taken for a failure."""
+        if self._snapshot is not None:
+            return await VoiceSession.restore(
+                engine, self._snapshot, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
+            )
+        given = self._voice_given or Voice()
+        voice = await self._voice_of(given, engine, self._settings.scene, self._settings.speakers)
+        session = VoiceSession(
+            engine, voice=voice, settings=self._session_settings, lexicon=self._lexicon, clock=self._now
+        )
+        try:
+            await session.start()
+        except BaseException:
+            await session.aclose()
+            raise
+        return session
 
     async def start(self, frame: StartFrame) -> None:
         await super().start(frame)
@@ -346,7 +292,7 @@ class HiggsTTSService(TTSService):
 
     async def stop(self, frame: EndFrame) -> None:
         for utterance in self._utterances.values():
-            utterance.speech.end()  # or the wait for what is left to play would have no end
+            utterance.end()  # or the wait for what is left to play would have no end
         await super().stop(frame)
 
     async def cancel(self, frame: CancelFrame) -> None:
@@ -375,16 +321,16 @@ class HiggsTTSService(TTSService):
     # Text in
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        unreported = ""
         if isinstance(frame, InterruptionFrame):
             # Before anything is awaited: the framework first waits for the task that processes frames to end.
             self.interrupt()
-            self._stale_llm = True
             self._cutting = True
+            unreported, self._streamed_text = self._streamed_text, ""
         elif isinstance(frame, LLMFullResponseStartFrame) and not frame.skip_tts:
-            self._stale_llm = False
             if self._turn_context_id is not None:
                 await self.on_turn_context_completed()  # of a turn whose end the LLM never sent
-        elif isinstance(frame, LLMTextFrame) and self._stale_llm and not frame.skip_tts:
+        elif isinstance(frame, LLMTextFrame) and self._stale(frame):
             logger.debug(f"{self}: dropping a token of an interrupted reply")
             return
         elif isinstance(frame, LLMContextAssistantTurnFrame) and direction == FrameDirection.UPSTREAM:
@@ -392,16 +338,49 @@ class HiggsTTSService(TTSService):
         elif isinstance(frame, AggregatedTextFrame):
             self._written = (frame.raw_text or frame.text, frame.text_type == TextType.TOKEN)
             current = self._utterances.get(self._turn_context_id or "")
-            frame.metadata[_AFTER] = len(current.script.written.rstrip()) if current else 0
+            frame.metadata[AFTER] = len(current.script.written.rstrip()) if current else 0
         elif isinstance(frame, TextFrame):
             self._written = (frame.text, True)
         elif isinstance(frame, TTSSpeakFrame):
             self._written = (frame.text, False)
+            await self._report_usage()  # of the turn it stands in
         try:
             await super().process_frame(frame, direction)
         finally:
             if isinstance(frame, InterruptionFrame):
                 self._cutting = False
+        if unreported:
+            await self._report_usage(unreported)
+
+    async def queue_frame(
+        self,
+        frame: Frame,
+        direction: FrameDirection = FrameDirection.DOWNSTREAM,
+        callback: FrameCallback | None = None,
+    ) -> None:
+        """What arrives is marked with the reply it belongs to: an interruption may drop a reply's start and leave its tokens."""
+        if isinstance(frame, InterruptionFrame):
+            self._cut_reply = self._replies
+        elif isinstance(frame, LLMFullResponseStartFrame) and not frame.skip_tts:
+            self._replies += 1
+            self._in_reply = True
+        elif isinstance(frame, LLMFullResponseEndFrame) and not frame.skip_tts:
+            self._in_reply = False
+        elif isinstance(frame, LLMTextFrame) and self._in_reply:
+            frame.metadata[self._reply_mark] = self._replies
+        await super().queue_frame(frame, direction, callback)
+
+    def _stale(self, token: LLMTextFrame) -> bool:
+        """Whether the reply of a token was interrupted. One outside of any reply never is."""
+        reply = token.metadata.get(self._reply_mark, 0)
+        return reply > 0 and not token.skip_tts and (reply <= self._cut_reply or self._turn_context_id is None)
+
+    async def _report_usage(self, text: str | None = None) -> None:
+        """Report the characters that the framework, which does so at the end of a reply only, has counted until now."""
+        if text is None:
+            text, self._streamed_text = self._streamed_text, ""
+        if text:
+            await super(TTSService, self).start_tts_usage_metrics(text)
 
     @traced_tts
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None, None]:
@@ -409,12 +388,12 @@ class HiggsTTSService(TTSService):
         utterance = self._utterances.get(context_id) or self._begin(context_id)
         written, is_token = self._written
         if not is_token and not utterance.script.fed_to_a_space and not text[:1].isspace():
-            text, written = f" {text}", f" {written}"
+            text, written = f" {text}", written if written[:1].isspace() else f" {written}"
         if not utterance.dead:
-            utterance.script.add(text, written)
-            utterance.speech.feed(text)
+            utterance.feed(text, written)
             if context_id != self._turn_context_id:
-                utterance.speech.end()  # text outside of any turn is all there is to its context
+                utterance.end()  # text outside of any turn is all there is to its context
+                await self._report_usage()
         yield None
 
     async def on_turn_context_completed(self) -> None:
@@ -422,42 +401,50 @@ class HiggsTTSService(TTSService):
         context_id = self._turn_context_id or ""
         utterance = self._utterances.get(context_id)
         if utterance is not None:
-            utterance.speech.end()
+            utterance.end()
         elif self.audio_context_available(context_id):
             await self.remove_audio_context(context_id)  # opened for text that an unusable service was not given
+        await self._report_usage()
         await super().on_turn_context_completed()
 
-    def _begin(self, context_id: str) -> _Utterance:
+    def _begin(self, context_id: str) -> Utterance:
         now = self._now()
         for key, old in list(self._utterances.items()):
             if old.done and not old.dead and old.timeline.ends + _FORGET_AFTER_S < now:
                 del self._utterances[key]  # nobody told what was heard of it; the session took it for heard
-        self.session.by_clock = self._tracker is None
         context = self._tts_contexts.get(context_id)
-        spans: dict[str, Any] = getattr(self, "_tts_spans", {})  # of the framework's `traced_tts`
-        with telemetry.under(spans.get(context_id, {}).get("span")):
-            speech = self.session.speak()
-        utterance = self._utterances[context_id] = _Utterance(
+        utterance = self._utterances[context_id] = Utterance(
             context_id,
-            speech,
             Timeline(self._device),
             interruptible=context.interruptible if context else True,
             in_transcript=context.append_to_context if context else True,
         )
+        if self._session is not None:
+            self._speak(self._session, utterance)
         task = self._last_pump = self.create_task(self._pump(utterance, self._last_pump))
         self._pumps.add(task)
         task.add_done_callback(self._pumps.discard)
         return utterance
 
+    def _speak(self, session: VoiceSession, utterance: Utterance) -> None:
+        session.by_clock = self._tracker is None
+        spans: dict[str, Any] = getattr(self, "_tts_spans", {})  # of the framework's `traced_tts`
+        with telemetry.under(spans.get(utterance.context_id, {}).get("span")):
+            speech = session.speak()
+        utterance.begin(speech)
+
     # Sound out
 
-    async def _pump(self, utterance: _Utterance, before: asyncio.Task[None] | None) -> None:
+    async def _pump(self, utterance: Utterance, before: asyncio.Task[None] | None) -> None:
         """Carry what the speech gives into the framework's audio context, and close that."""
         failure: ErrorFrame | None = None
         if before is not None and not before.done():
             await asyncio.wait({before})
         try:
-            async with aclosing(utterance.speech.events()) as events:
+            speech = await self._speech_of(utterance)
+            if speech is None or utterance.dead:
+                return
+            async with aclosing(speech.events()) as events:
                 async for event in events:
                     if utterance.dead:
                         return
@@ -471,11 +458,14 @@ class HiggsTTSService(TTSService):
                     else:
                         await self._report(event)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is reported, and the context must not stay open
-            failure = ErrorFrame(error=f"Higgs could not speak: {error}", exception=error)
-            self._failing[id(failure)] = utterance
+            if utterance.speech is None and not self.is_usable:
+                utterance.failed = True  # why has been said, once for all that waited
+            else:
+                failure = ErrorFrame(error=f"Higgs could not speak: {error}", exception=error)
+                self._failing[id(failure)] = utterance
         if utterance.dead:
             return
-        tail = await self._out_resampler.flush()
+        tail = await utterance.resampler.flush()
         utterance.done = True
         if not self.audio_context_available(utterance.context_id):  # closed by its time limit, and nothing came since
             if failure is not None:
@@ -488,7 +478,20 @@ class HiggsTTSService(TTSService):
             await self.append_to_audio_context(utterance.context_id, failure)
         await self.remove_audio_context(utterance.context_id)
 
-    async def _play(self, utterance: _Utterance, chunk: PcmChunk) -> None:
+    async def _speech_of(self, utterance: Utterance) -> Speech | None:
+        """Its speech, once there is a session; until then its context is kept open. None if it was interrupted before.
+
+        Errors: `EngineClosedError` if there is to be no session.
+        """
+        opening = self._opening_task
+        while opening is not None and not opening.done():
+            await asyncio.wait({opening}, timeout=self._stop_frame_timeout_s / 2)
+            self._refresh_audio_context(utterance.context_id)
+        if utterance.speech is None and not utterance.dead:
+            raise EngineClosedError(f"HiggsTTSService has no engine: {self._opening_error}")
+        return utterance.speech
+
+    async def _play(self, utterance: Utterance, chunk: PcmChunk) -> None:
         wait = self._device.ahead(self._now()) - self._lead_s
         if not utterance.spoke:
             wait = max(wait, self._hold_s)
@@ -501,7 +504,7 @@ class HiggsTTSService(TTSService):
             return
         pcm = chunk.pcm
         if chunk.sample_rate != self.sample_rate:
-            pcm = await self._out_resampler.resample(pcm, chunk.sample_rate, self.sample_rate)
+            pcm = await utterance.resampler.resample(pcm, chunk.sample_rate, self.sample_rate)
         if not self.audio_context_available(utterance.context_id):
             await self.create_audio_context(utterance.context_id)
             await self.append_to_audio_context(utterance.context_id, TTSStartedFrame(context_id=utterance.context_id))
@@ -517,7 +520,7 @@ class HiggsTTSService(TTSService):
                 begun = utterance.opened_at
         utterance.timeline.write(begun or self._now(), chunk.start_s, chunk.duration_s)
 
-    def _learn(self, utterance: _Utterance) -> None:
+    def _learn(self, utterance: Utterance) -> None:
         """An engine that hardly keeps up runs dry while its codec's look-ahead grows: the next utterance begins later.
 
         A pause of the first second's sound adds to the hold; each utterance without one takes a part of it away.
@@ -534,7 +537,7 @@ class HiggsTTSService(TTSService):
             utterance.changed.set()
         await super().start_word_timestamps()
 
-    async def _place(self, utterance: _Utterance, word: Word) -> None:
+    async def _place(self, utterance: Utterance, word: Word) -> None:
         utterance.script.words.append(word)
         if not any(char.isalnum() for char in word.text):
             return  # the framework takes a lone sign along with the word before it
@@ -549,7 +552,7 @@ class HiggsTTSService(TTSService):
             logger.warning(f"{self}: chunk {report.chunk}: {report.error}{text}")
         await self._call_event_handler("on_chunk", report)
 
-    def _audio_frame(self, utterance: _Utterance, pcm: bytes) -> TTSAudioRawFrame:
+    def _audio_frame(self, utterance: Utterance, pcm: bytes) -> TTSAudioRawFrame:
         return TTSAudioRawFrame(pcm, self.sample_rate, 1, context_id=utterance.context_id)
 
     async def on_audio_context_completed(self, context_id: str) -> None:
@@ -574,15 +577,30 @@ class HiggsTTSService(TTSService):
             if utterance is not None and isinstance(frame, (TTSAudioRawFrame, TTSTextFrame)):
                 if utterance.dead and self._cutting:
                     return
-                if utterance.failed and isinstance(frame, TTSTextFrame):
-                    return  # the framework takes the rest of the text for spoken
+                if isinstance(frame, TTSTextFrame):
+                    if utterance.failed:
+                        return  # the framework takes the rest of the text for spoken
+                    self._give_space(utterance, frame)
+            elif isinstance(frame, TTSTextFrame) and not self.is_usable:
+                return  # of text that was not given to this service
             if isinstance(frame, (TTSStartedFrame, TTSStoppedFrame, TTSTextFrame)):
-                frame.metadata[_UTTERANCE] = utterance
+                frame.metadata[self.mark] = utterance
             elif isinstance(frame, (LLMFullResponseEndFrame, LLMAssistantPushAggregationFrame)) or (
                 isinstance(frame, AggregatedTextFrame) and frame.append_to_context
             ):
-                frame.metadata[_UTTERANCE] = self._pushing
+                frame.metadata[self.mark] = self._pushing
         await super().push_frame(frame, direction)
+
+    def _give_space(self, utterance: Utterance, frame: TTSTextFrame) -> None:
+        """The framework's words have lost the white space that the LLM wrote before them, or that it did not write.
+
+        Only the text that enters the LLM's context is given it back: clients set spaces between words themselves.
+        """
+        if frame.append_to_context and self._tracker is None:
+            raw = utterance.script.take(frame.raw_text or frame.text)
+            if raw is not None:
+                frame.raw_text = raw
+                frame.includes_inter_frame_spaces = True
 
     async def _record_context_audio_outcome(self, context_id: str, received_audio: bool) -> None:
         utterance = self._utterances.get(context_id)
@@ -601,16 +619,16 @@ class HiggsTTSService(TTSService):
             self._device.drop(dead[-1].dead_at)
 
     @property
-    def interrupted(self) -> list[_Utterance]:
+    def interrupted(self) -> list[Utterance]:
         """Interrupted utterances of which it is not known yet what was heard."""
         return [utterance for utterance in self._utterances.values() if utterance.dead]
 
-    def _kill(self, utterance: _Utterance) -> None:
+    def _kill(self, utterance: Utterance) -> None:
         if utterance.dead:
             return
         utterance.dead = True
         utterance.dead_at = self._now()
-        utterance.speech.stop()
+        utterance.stop()
         utterance.changed.set()
         self._settle_later(utterance)
 
@@ -619,28 +637,27 @@ class HiggsTTSService(TTSService):
         utterance = self._utterances.get(context_id)
         if utterance is not None:
             self._kill(utterance)
-            self._stale_llm = True
         await super().on_audio_context_interrupted(context_id)
 
     def follow(self, tracker: PlayoutTracker) -> None:
         """A tracker is in the pipeline: it tells what was heard."""
         self._tracker = tracker
 
-    def progress(self, utterance: _Utterance) -> None:
+    def progress(self, utterance: Utterance) -> None:
         """The tracker: `played_s` has grown."""
-        if self._session is not None and not utterance.dead:
+        if self._session is not None and utterance.speech is not None and not utterance.dead:
             self._session.heard(utterance.speech.id, utterance.played_s)
 
-    def settle(self, utterance: _Utterance, heard_s: float, words: int | None) -> None:
+    def settle(self, utterance: Utterance, heard_s: float, words: int | None) -> None:
         """What was heard of an utterance is known; who says it first is believed."""
         if utterance.over:
             return
         utterance.over = True
         self._utterances.pop(utterance.context_id, None)
-        if self._session is not None:
+        if self._session is not None and utterance.speech is not None:
             self._session.settle(utterance.speech.id, heard_s, words=words)
 
-    def _settle_later(self, utterance: _Utterance) -> None:
+    def _settle_later(self, utterance: Utterance) -> None:
         def estimate() -> None:
             self._timers.discard(timer)
             if self._tracker is not None:
@@ -673,11 +690,15 @@ class HiggsTTSService(TTSService):
         known = {item.name for item in fields(self.Settings)}
         own = self.Settings(**{name: value for name, value in delta.given_fields().items() if name in known})
         own.extra = dict(delta.extra)
-        wanted = self._settings.copy()
-        wanted.apply_update(own)
         voice: Voice | None = None
+        if self._opening_task is not None:
+            await asyncio.wait({self._opening_task})
         try:
-            sampling = _sampling_of(wanted)
+            if is_given(own.language):
+                own.language = self._language if own.language is None else check_language(own.language)
+            wanted = self._settings.copy()
+            wanted.apply_update(own)
+            sampling = check_settings(wanted)
             if any(is_given(item) for item in (own.voice, own.scene, own.speakers)):
                 base = own.voice if is_given(own.voice) and own.voice is not None else self.session.voice
                 voice = await self._voice_of(base, self.session.engine, own.scene, own.speakers)
@@ -713,119 +734,3 @@ class HiggsTTSService(TTSService):
 
     def _now(self) -> float:
         return self.get_clock().get_time() / 1e9
-
-
-class PlayoutTracker(FrameProcessor):
-    """Counts what the output transport has played, and lets words through when they have been heard.
-
-    Place it right after ``transport.output()``, before the assistant's aggregator, and give it the service. Words of the
-    service reach the aggregator as the LLM wrote them, each when half of its sound has been written by the transport;
-    what ends a reply (``LLMFullResponseEndFrame``) waits for its last word.
-    """
-
-    def __init__(self, tts: HiggsTTSService, **kwargs: Any) -> None:
-        # Direct mode: a frame is counted in the same step in which the transport pushes it.
-        super().__init__(enable_direct_mode=True, **kwargs)
-        self._tts = tts
-        self._current: _Utterance | None = None
-        self._in_transcript = True
-        self._held: list[Frame] = []
-        self._misplaced = False
-
-    async def setup(self, setup: FrameProcessorSetup) -> None:
-        await super().setup(setup)
-        self._tts.follow(self)
-
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        await super().process_frame(frame, direction)
-        utterance: _Utterance | None = frame.metadata.get(_UTTERANCE)
-        if isinstance(frame, InterruptionFrame):
-            await self._interrupted()
-        elif direction == FrameDirection.DOWNSTREAM:
-            await self._release()
-            if isinstance(frame, TTSStartedFrame):
-                self._current = utterance
-                self._in_transcript = frame.append_to_context
-            elif isinstance(frame, TTSAudioRawFrame):
-                await self._played(frame)
-            elif isinstance(frame, TTSStoppedFrame):
-                await self._stopped(frame, utterance)
-                return
-            elif isinstance(frame, TTSTextFrame) and _UTTERANCE in frame.metadata:
-                return  # it came by the clock; the word goes by what is played
-            elif utterance is not None:
-                self._held.append(frame)
-                await self._release()
-                return
-        await self.push_frame(frame, direction)
-
-    async def _played(self, frame: TTSAudioRawFrame) -> None:
-        if frame.context_id is not None and not self._misplaced:
-            self._misplaced = True
-            await self.push_error(
-                f"{self} gets audio that has not been played: place it after transport.output(), before the assistant's "
-                "aggregator"
-            )
-        utterance = self._current
-        if utterance is None or utterance.over or self._misplaced:
-            return  # of an interrupted one, what was played before it was cut still counts, until it is settled
-        utterance.played_s += len(frame.audio) / (2 * frame.num_channels * frame.sample_rate)
-        self._tts.progress(utterance)
-        words = utterance.script.words_by(utterance.played_s, utterance.said)
-        if words > utterance.said:
-            utterance.said = words
-            await self._show(utterance, utterance.script.written_by_word(words))
-            await self._release()
-
-    async def _stopped(self, frame: TTSStoppedFrame, utterance: _Utterance | None) -> None:
-        if utterance is not None and utterance.done and not utterance.dead:
-            if not utterance.failed:
-                utterance.said = len(utterance.script.words)
-                await self._show(utterance, len(utterance.script.written))
-            heard = utterance.played_s if utterance.failed else math.inf
-            self._tts.settle(utterance, heard, utterance.said)
-        self._current = None
-        await self.push_frame(frame)
-        await self._release()
-
-    async def _interrupted(self) -> None:
-        if self._current is not None and self._current.dead:
-            self._current = None
-        self._held = [frame for frame in self._held if not frame.interruptible]
-        for utterance in self._tts.interrupted:
-            self._tts.settle(utterance, utterance.played_s, utterance.said)
-        # An InterruptionFrame overtakes the words before it in the aggregator's queue: a few turns of the loop let them
-        # arrive, so that the aggregator commits what the session was just told.
-        for _ in range(8):
-            await asyncio.sleep(0)
-
-    async def _show(self, utterance: _Utterance, until: int) -> None:
-        """Let the written text through up to a character."""
-        text = utterance.script.written[utterance.shown : until]
-        if not text:
-            return
-        if utterance.shown == 0 and not text[0].isspace():
-            text = f" {text}"  # it may follow another utterance in the same message
-        utterance.shown = until
-        frame = TTSTextFrame(text, TextType.WORD)
-        frame.context_id = utterance.context_id
-        frame.append_to_context = self._in_transcript
-        frame.includes_inter_frame_spaces = True
-        frame.will_be_spoken = True
-        frame.interruptible = utterance.interruptible
-        await self.push_frame(frame)
-
-    async def _release(self) -> None:
-        """Let go what waited for words, in order."""
-        while self._held and self._due(self._held[0]):
-            await self.push_frame(self._held.pop(0))
-
-    @staticmethod
-    def _due(frame: Frame) -> bool:
-        utterance: _Utterance = frame.metadata[_UTTERANCE]
-        return utterance.over or (_AFTER in frame.metadata and utterance.shown >= frame.metadata[_AFTER])
-
-
-def _sampling_of(settings: HiggsTTSSettings) -> Sampling:
-    """Errors: `SettingsError`."""
-    return Sampling(**{name: getattr(settings, name) for name in _SAMPLING})
