@@ -27,18 +27,28 @@ def _key(model: str) -> tuple[int, str]:
 async def borrow(model: str) -> Synthesizer:
     """The engine of that name, made if nobody has it yet; not started. Give it back by `give_back`.
 
-    It is made beside the event loop: importing torch alone takes seconds. Errors: `create_backend`'s.
+    One that is dead is closed, which frees its memory, and another one made: see `serves`. It is made beside the event loop:
+    importing torch alone takes seconds. Errors: `create_backend`'s.
     """
     entry = _shared.setdefault(_key(model), _Shared())
     entry.users += 1
     try:
         async with entry.making:
+            if entry.engine is not None and _dead(entry.engine):
+                dead, entry.engine = entry.engine, None
+                await dead.aclose()
             if entry.engine is None:
                 entry.engine = await asyncio.to_thread(create_backend, model)
             return entry.engine
     except BaseException:
         await give_back(model)
         raise
+
+
+def serves(model: str, engine: Synthesizer | None) -> bool:
+    """Whether this engine, borrowed by that name, is still what its borrowers share; otherwise give it back and borrow again."""
+    entry = _shared.get(_key(model))
+    return entry is not None and engine is not None and entry.engine is engine and not _dead(engine)
 
 
 async def give_back(model: str) -> None:
@@ -51,3 +61,8 @@ async def give_back(model: str) -> None:
         del _shared[_key(model)]
         if entry.engine is not None:
             await entry.engine.aclose()
+
+
+def _dead(engine: Synthesizer) -> bool:
+    """Whether it speaks nothing more. Of the engines, those that can fail for good say so in `failure`."""
+    return getattr(engine, "failure", None) is not None

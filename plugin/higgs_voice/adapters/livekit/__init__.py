@@ -8,8 +8,9 @@ The classes are translators: chunking, the rolling context and generation are `V
 of the conversation that belongs to the `AgentSession` it was called for, whichever agent speaks.
 
 **What was heard.** Every frame carries the id of its speech. `HeardTracker` stands on top of the session's audio output,
-sees which speech is being captured, and tells the conversation how far it was played when the output says so. Where it
-cannot stand, the output's ``playback_finished`` events are matched with the speeches in order. A speech whose frames never
+sees which speech is being captured, and tells the conversation how far it was played when the output says so. Frames that a
+wrapper makes anew (`FallbackAdapter`, `StreamAdapter`) have lost the id, and are matched with the speeches in order. Where the
+tracker cannot stand, so are the output's ``playback_finished`` events. A speech whose frames never
 reached the output (synthesis ahead of time that was thrown away) leaves no trace. Used without an `AgentSession`, what
 was generated counts as played at the pace of the clock.
 """

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from livekit.agents import utils
 
-from ...conversation.session import VoiceSession
+from ...config import engine_kind
+from ...conversation.session import SessionSettings, VoiceSession
 from ...conversation.snapshot import Snapshot
 from ...conversation.speech import Speech
 from ...conversation.synthesizer import Synthesizer
-from ...errors import EngineClosedError, HiggsVoiceError, SnapshotError
+from ...errors import ConnectionLostError, EngineClosedError, HiggsVoiceError, SettingsError, SnapshotError
+from ...text import Lexicon
 from .. import engines
 from .framework import log
-from .options import Options, voice_of
+from .options import Options, voice_of, without_token
+
+FIRST_LINE_S = 1.0
+"""How long `Conversation.ready` waits for a server that has not answered yet. The line goes on being made meanwhile, and who asks
+again waits for the same one; but behind a `FallbackAdapter` the next TTS speaks soon."""
+
+Refused = Callable[["Conversation", Options, Options], None]
+"""Told of a change that could not be made: the conversation, what was wanted, and what it keeps."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +38,8 @@ class Said:
     conversation: Conversation
     handle: Any = None
     """The framework's `SpeechHandle`, where it is known."""
+    joined: bool = False
+    """The framework plays it with others as one segment, and its frames do not say whose they are."""
     taken: bool = False
     """Some of its audio was taken from the stream."""
     captured: bool = False
@@ -35,6 +48,10 @@ class Said:
     started_at: float | None = None
     """Event loop time at which it began to play."""
     paused_at: float | None = None
+    text_ended: bool = False
+    """No more text comes."""
+    moved_at: float = 0.0
+    """Event loop time of its last text or sound."""
     settled: bool = False
 
     def capture(self) -> None:
@@ -54,18 +71,37 @@ class Said:
         return (self.paused_at if self.paused_at is not None else now) - self.started_at
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Another voice, from the next speech on."""
+
+    options: Options
+    context: Literal["keep", "new"]
+    refused: Refused
+
+
 class Conversation:
     """One voice on one engine, for as long as an `AgentSession` lives (or a TTS that is used without one)."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, siblings: dict[Hashable, Conversation] | None = None) -> None:
         self._options = options
+        """Engine and voice are these; how a speech is spoken is what its own TTS says."""
         self._session: VoiceSession | None = None
         self._engine: Synthesizer | None = None
         self._borrowed: str | None = None
         self._opening = asyncio.Lock()
+        self._changes: deque[_Change] = deque()
         self._changing: asyncio.Task[None] | None = None
         self._closed = False
         self._snapshot: bytes | None = None
+        self._manner: tuple[SessionSettings, Lexicon | None] | None = None
+        """How the last speech was spoken, as its TTS says; None: as a snapshot says."""
+        self._lexicon: Lexicon | None = None
+        """Of the call that was taken up, where a TTS has none."""
+        self.siblings: dict[Hashable, Conversation] = {} if siblings is None else siblings
+        """Those of its `AgentSession`, by engine and voice."""
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        """The TTS objects that speak in it."""
         self.said: OrderedDict[str, Said] = OrderedDict()
         """Speeches that are not settled, in the order in which they began."""
 
@@ -78,34 +114,72 @@ class Conversation:
     def open(self) -> bool:
         return self._session is not None
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     async def ready(self) -> VoiceSession:
-        """The session on a started engine. Errors: `HiggsVoiceError`; the next call tries again."""
+        """The session on a started engine, with the voice that was last asked for. Errors: `HiggsVoiceError`; the next call tries
+        again. Where a borrowed engine is dead, the conversation goes on with another one."""
+        until = asyncio.get_running_loop().time() + FIRST_LINE_S
         async with self._opening:
             if self._closed:
                 raise EngineClosedError("the conversation has ended")
+            if self._borrowed is not None and not engines.serves(self._borrowed, self._engine):
+                await self._leave_engine(self._borrowed)
             if self._session is None:
-                options = self._options
-                engine = self._engine = options.engine or self._engine
-                if engine is None:
-                    engine = self._engine = await engines.borrow(options.model)
-                    self._borrowed = options.model
-                await engine.start()
-                # how far to run ahead is decided here, by what is played
-                settings = options.settings.replace(run_ahead_s=min(options.settings.run_ahead_s, 0.5))
-                clock = asyncio.get_running_loop().time
-                if self._snapshot is not None:
-                    self._session = await VoiceSession.restore(
-                        engine, self._snapshot, settings=settings, lexicon=options.lexicon, clock=clock
-                    )
-                    self._snapshot = None
-                else:
-                    voice = await voice_of(options, engine)
-                    session = VoiceSession(engine, voice=voice, settings=settings, lexicon=options.lexicon, clock=clock)
-                    await session.start()
-                    self._session = session
-        while self._changing is not None:  # settings changed before this speech hold for it
-            await asyncio.shield(self._changing)
-        return self._session
+                self._session = await self._open(until)
+            await self._take_changes(self._session)
+            return self._session
+
+    async def _open(self, until: float) -> VoiceSession:
+        if self._changes and self._snapshot is None:  # it begins with what was last asked for
+            self._options = self._changes[-1].options
+            self._changes.clear()
+        options = self._options
+        engine = self._engine = options.engine or self._engine
+        if engine is None:
+            engine = self._engine = await engines.borrow(options.model)
+            self._borrowed = options.model
+        await self._start(engine, until)
+        settings = _paced(options.settings)
+        clock = asyncio.get_running_loop().time
+        if self._snapshot is not None:
+            lexicon = options.lexicon or self._lexicon
+            session = await VoiceSession.restore(
+                engine, self._snapshot, settings=settings, lexicon=lexicon, clock=clock
+            )
+            self._snapshot = self._manner = None
+        else:
+            voice = await voice_of(options, engine)
+            session = VoiceSession(engine, voice=voice, settings=settings, lexicon=options.lexicon, clock=clock)
+            await session.start()
+            self._manner = (options.settings, options.lexicon)
+        return session
+
+    async def _start(self, engine: Synthesizer, until: float) -> None:
+        if self._borrowed is None or engine_kind(self._borrowed) != "remote":
+            return await engine.start()
+        try:
+            return await asyncio.wait_for(engine.start(), max(0.05, until - asyncio.get_running_loop().time()))
+        except TimeoutError:
+            where = without_token(self._borrowed)
+            raise ConnectionLostError(
+                f"no higgs-voice server answers at {where}; start one with `higgs-voice serve`"
+            ) from None
+
+    async def _leave_engine(self, borrowed: str) -> None:
+        """Give a dead engine back, and keep what was heard for the next one."""
+        if self._session is not None:
+            try:
+                self._snapshot = self.snapshot()
+            except HiggsVoiceError as error:
+                log.warning("the voice begins anew: %s", error)
+            session, self._session = self._session, None
+            self._forget_said()
+            await session.aclose()
+        self._engine = self._borrowed = None
+        await engines.give_back(borrowed)
 
     def snapshot(self) -> bytes:
         """The call's voice and what was heard of it, for `restore` in another job; changes nothing here.
@@ -131,20 +205,35 @@ class Conversation:
         """
         if self._session is not None or self._closed:
             raise SnapshotError("a snapshot is taken up before a conversation begins; this one has")
-        Snapshot.parse(snapshot)
+        lexicon = Snapshot.parse(snapshot).lexicon
+        try:
+            self._lexicon = Lexicon(lexicon) if lexicon is not None else None
+        except SettingsError as error:
+            raise SnapshotError(f"the snapshot's settings cannot be taken up: {error}") from error
         self._snapshot = snapshot
 
-    def speak(self, session: VoiceSession, handle: Any) -> Said:
-        """Begin a speech. What the framework has thrown away since the last one leaves the context first."""
+    def fork(self) -> Conversation:
+        """Another one that goes on from what was heard of this one."""
+        fork = Conversation(self._options, self.siblings)
+        fork._snapshot = self.snapshot() if self._session is not None else self._snapshot
+        fork._lexicon = self._lexicon
+        return fork
+
+    def speak(self, session: VoiceSession, handle: Any, options: Options) -> Said:
+        """Begin a speech, as its TTS says. What the framework has thrown away since the last one leaves the context first."""
         for said in list(self.said.values()):
             if said.speech.settled:  # by the clock, where nobody reports
                 del self.said[said.speech.id]
             elif not said.captured and said.handle is not None and (said.handle.interrupted or said.handle.done()):
                 said.settle(0.0)
-        if self._session is not None:
-            self._session.by_clock = handle is None
+        session.by_clock = handle is None
+        manner = (options.settings, options.lexicon)
+        if manner != self._manner:
+            kept, self._manner = session.settings, manner
+            session.settings = _paced(options.settings).replace(window=kept.window, call_id=kept.call_id)
+            session.lexicon = options.lexicon or self._lexicon
         speech = session.speak()
-        said = self.said[speech.id] = Said(speech, self, handle)
+        said = self.said[speech.id] = Said(speech, self, handle, moved_at=asyncio.get_running_loop().time())
         if handle is not None:
             handle.add_done_callback(lambda _: self._handle_done(said))  # pyright: ignore[reportUnknownLambdaType]
         return said
@@ -155,41 +244,40 @@ class Conversation:
         if self._session is not None:
             self._session.settle(said.speech.id, heard_s)
 
-    def change(self, options: Options, context: Literal["keep", "new"]) -> None:
-        """Take other options from the next speech on."""
-        before = self._changing
-        self._options = options
+    def change(self, options: Options, context: Literal["keep", "new"], refused: Refused) -> None:
+        """Take another voice from the next speech on. `refused` is told where that voice cannot be had."""
+        if self._session is None and self._snapshot is None and not self._opening.locked():
+            self._options = options
+            self._changes.clear()
+            return
+        self._changes.append(_Change(options, context, refused))
+        if self._session is not None and (self._changing is None or self._changing.done()):
+            self._changing = asyncio.get_running_loop().create_task(self._change(), name="higgs change")
 
-        async def change() -> None:
+    async def _change(self) -> None:
+        """Now, and not when the next speech waits for it."""
+        async with self._opening:
+            if self._session is not None:
+                await self._take_changes(self._session)
+
+    async def _take_changes(self, session: VoiceSession) -> None:
+        while self._changes:
+            change = self._changes[0]
             try:
-                if before is not None:
-                    await asyncio.shield(before)
-                async with self._opening:
-                    if self._session is not None:
-                        await self._session.update(
-                            voice=await voice_of(options, self._session.engine),
-                            sampling=options.settings.sampling,
-                            lexicon=options.lexicon,
-                            context=context,
-                        )
+                voice = await voice_of(change.options, session.engine)
+                await session.update(voice=voice, context=change.context)
+                self._options = change.options
             except HiggsVoiceError as error:
                 log.error("the voice stays as it was: %s", error)
-            finally:
-                if self._changing is task:
-                    self._changing = None
-
-        if self._session is not None:
-            task = self._changing = asyncio.get_running_loop().create_task(change(), name="higgs change")
+                change.refused(self, change.options, self._options)
+            self._changes.popleft()  # not before: who waits for it may be cancelled
 
     async def aclose(self) -> None:
         """Stop everything and free the engine's state; idempotent."""
         self._closed = True
         if self._changing is not None:
             await utils.aio.cancel_and_wait(self._changing)
-        for said in list(self.said.values()):
-            said.settled = True
-            said.captured_event.set()
-        self.said.clear()
+        self._forget_said()
         async with self._opening:
             session, self._session = self._session, None
             borrowed, self._borrowed = self._borrowed, None
@@ -198,9 +286,20 @@ class Conversation:
         if borrowed is not None:
             await engines.give_back(borrowed)
 
+    def _forget_said(self) -> None:
+        for said in self.said.values():
+            said.settled = True
+            said.captured_event.set()
+        self.said.clear()
+
     def _handle_done(self, said: Said) -> None:
         """The framework is finished with the turn: what it has not reported by now it never will."""
         if not said.captured:
             said.settle(0.0)
         elif not said.settled and said.handle.interrupted:
             said.settle(said.playhead_s(asyncio.get_running_loop().time()))
+
+
+def _paced(settings: SessionSettings) -> SessionSettings:
+    """How far to run ahead is decided here, by what is played."""
+    return settings.replace(run_ahead_s=min(settings.run_ahead_s, 0.5))

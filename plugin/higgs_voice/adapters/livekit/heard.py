@@ -12,10 +12,14 @@ from livekit.agents.voice import io
 
 from ...errors import SettingsError
 from .conversation import Conversation, Said
-from .framework import Session
+from .framework import CAPTURE_CANCELLED, Session
 
 TAG = "higgs_voice.speech"
 """Key of a frame's userdata: the id of the speech it belongs to."""
+
+_FRAMEWORK = "lk."
+"""What the framework's own keys begin with."""
+_ROUNDING_S = 1e-3
 
 
 class HeardTracker(io.AudioOutput):
@@ -39,13 +43,14 @@ class HeardTracker(io.AudioOutput):
             self._segments.append(_Segment())
         segment = self._segments[-1]
         accepted = bool(segment.parts)
-        segment.add(self._link.said_of(frame, segment.parts[-1][0] if accepted else None), frame.duration)
+        segment.add(self._link.said_of(frame, segment), frame.duration)
         assert self.next_in_chain is not None
         try:
             await self.next_in_chain.capture_frame(frame)
         except asyncio.CancelledError:
             if not accepted and self._segments and self._segments[-1] is segment:
-                self._segments.pop()  # the output never had any of it, and will not report it
+                self._segments.pop()  # the output never had any of it, and will not report it as played
+                self._capturing = False
                 segment.withdraw()
             raise
         await super().capture_frame(frame)
@@ -81,6 +86,8 @@ class HeardTracker(io.AudioOutput):
         super().on_playback_progressed(started_at=started_at, offset=offset, duration=duration)
 
     def _finished(self, event: io.PlaybackFinishedEvent) -> None:
+        if CAPTURE_CANCELLED is not None and isinstance(event, CAPTURE_CANCELLED):
+            return  # of a segment that is gone already
         if self._segments:
             self._segments.popleft().finish(event.playback_position, interrupted=event.interrupted)
 
@@ -100,6 +107,16 @@ class _Segment:
             if said is not None:
                 said.capture()
         self._length += duration
+
+    @property
+    def last(self) -> Said | None:
+        """Whose sound came last."""
+        return self.parts[-1][0] if self.parts else None
+
+    @property
+    def last_s(self) -> float:
+        """How much of it."""
+        return self._length - self.parts[-1][1] if self.parts else 0.0
 
     def withdraw(self) -> None:
         for said, _ in self.parts:
@@ -183,16 +200,23 @@ class Link:
             self._listening = output
             output.on("playback_finished", self._on_finished)
 
-    def said_of(self, frame: rtc.AudioFrame, last: Said | None) -> Said | None:
-        """The speech that a frame belongs to. Resampled frames have lost their tags: they belong to the segment's `last` one,
-        and a segment's first to the oldest speech whose audio was taken and has not been captured."""
+    def said_of(self, frame: rtc.AudioFrame, segment: _Segment) -> Said | None:
+        """The speech that a frame belongs to. Frames that were resampled or made again by a wrapper (`FallbackAdapter`) have lost
+        their tags: they belong to the segment's last one, and a segment's first to the oldest speech whose audio was taken and
+        has not been captured. Of those that are joined, one begins where the one before it has ended."""
         tag = frame.userdata.get(TAG)
         for conversation in self.conversations.values():
             if tag is not None and tag in conversation.said:
                 return conversation.said[tag]
-        if tag is None and not frame.userdata:
-            return self._oldest(captured=False) if last is None else last
-        return None
+        if not all(key.startswith(_FRAMEWORK) for key in frame.userdata):
+            return None
+        last = segment.last
+        if last is None:
+            return self._oldest(captured=False)
+        if last.joined and segment.last_s >= last.speech.audio_s - _ROUNDING_S:
+            following = self._oldest(captured=False)
+            return following if following is not None and following.joined else last
+        return last
 
     def _oldest(self, *, captured: bool) -> Said | None:
         for conversation in self.conversations.values():
