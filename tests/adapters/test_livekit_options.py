@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
-from livekit.agents import APIError, tts
+from livekit.agents import APIConnectOptions, APIError, tts
 from livekit.plugins import higgs
 
 from higgs_voice import Sampling
+from higgs_voice.adapters.livekit.conversation import Said
+from higgs_voice.adapters.livekit.heard import _Segment  # pyright: ignore[reportPrivateUsage]
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.text import Lexicon
 from tests.adapters.livekit_kit import CONN, calling, hand_over
@@ -265,3 +268,43 @@ async def test_options_change_from_any_thread() -> None:
         await spoken(voice, "Three.")
     assert voices(engine) == [ADA, ROSS, ROSS]
     assert [request.sampling.temperature for request in engine.requests[1:]] == [0.1, 0.2]
+
+
+async def test_a_voice_that_is_not_there_before_the_first_speech_leaves_the_old_one() -> None:
+    engine = FakeSynthesizer()
+    speaking = higgs.TTS(engine=engine, voice="feminine; warm")
+    speaking.conversation()
+    speaking.update_options(voice="nope")
+    speaking.update_options(voice="nobody")
+    for _ in range(2):
+        frame = await speaking.synthesize("Hello there.", conn_options=APIConnectOptions(max_retry=0)).collect()
+        assert frame.duration > 0.5
+    assert speaking.options.voice == "feminine; warm"
+    assert engine.requests[-1].context.voice.speakers == ("SPEAKER0: feminine; warm",)
+    speaking.update_options(voice="masculine; calm")
+    await speaking.synthesize("Hello there.", conn_options=APIConnectOptions(max_retry=0)).collect()
+    assert engine.requests[-1].context.voice.speakers == ("SPEAKER0: masculine; calm",)
+    await speaking.aclose()
+
+
+@dataclass(eq=False)
+class _Spoken:
+    """What a segment asks of a speech."""
+
+    audio_s: float
+    complete: bool = True
+
+
+def test_speeches_that_join_a_segment_while_it_plays_have_a_playhead() -> None:
+    segment = _Segment()
+    first, second, third = (Said(_Spoken(3.0), cast(Any, None)) for _ in range(3))  # type: ignore[arg-type]
+    segment.add(first, 3.0)
+    segment.start(100.0)
+    segment.add(second, 3.0)
+    assert [said.playhead_s(104.0) for said in (first, second)] == [3.0, 1.0]
+    segment.pause(104.0)
+    segment.add(third, 3.0)
+    assert [said.playhead_s(110.0) for said in (first, second, third)] == [3.0, 1.0, 0.0]
+    segment.resume(111.0)
+    assert [said.playhead_s(113.0) for said in (first, second, third)] == [3.0, 3.0, 0.0]
+    assert third.playhead_s(114.5) == pytest.approx(1.5)

@@ -301,6 +301,41 @@ def test_a_chunk_whose_sentence_goes_on_gets_no_full_stop(written: str, spoken: 
 @pytest.mark.parametrize(
     ("written", "spoken"),
     [
+        ("in the low 70s, upper 60s", "in the low seventies, upper sixties."),
+        ("I love 80s pop, a 90s kid", "I love eighties pop, a nineties kid."),
+        ("80s and 90s music", "eighties and nineties music."),
+        ("Wait 30s, a 60s timeout", "Wait thirty seconds, a sixty seconds timeout."),
+        ("could reach 100 degrees", "could reach one hundred degrees."),
+        ("reach 500 people as we enter 2026", "reach five hundred people as we enter twenty twenty-six."),
+        ("reach us at 911, enter 4821", "reach us at nine one one, enter four eight two one."),
+        ("The total number is 1200", "The total number is twelve hundred."),
+        ("Your order number is 4821", "Your order number is four eight two one."),
+        ("Increase it by 1/8", "Increase it by one eighth."),
+        ("rose by 3/8 percent, on 3/4 time", "rose by three eighths percent, on three quarters time."),
+        ("from 1/16 to 1/2 inch", "from one sixteenth to one half inch."),
+        ("They claim 5000 jobs", "They claim five thousand jobs."),
+        ("year ending 2024, ends 2026", "year ending twenty twenty-four, ends twenty twenty-six."),
+        ("card ending 4242", "card ending four two four two."),
+        (
+            "the 1890 census, 1776 soldiers",
+            "the eighteen ninety census, one thousand seven hundred seventy-six soldiers.",
+        ),
+        ("It is 10x - really", "It is ten times, really."),
+        ("3x - 4, 3x + y", "three x minus four, three x plus y."),
+        (
+            "The next step is 1/2 cup, the level is 3/4 full",
+            "The next step is one half cup, the level is three quarters full.",
+        ),
+        ("A $100-an-hour job", "A one hundred dollar an hour job."),
+    ],
+)
+def test_what_only_looks_like_a_code_a_date_or_a_rating(written: str, spoken: str) -> None:
+    assert said(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
         ("9:00 AM – 5:00 PM, 9AM-5PM", "nine A M to five P M, nine A M to five P M."),
         ("9 a.m.–5 p.m., 9 a.m. - 5 p.m.", "nine A M to five P M, nine A M to five P M."),
         ("open 9 - 5, 100 - 5", "open nine to five, one hundred minus five."),

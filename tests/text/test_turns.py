@@ -26,6 +26,14 @@ from higgs_voice.backends.fake import FakeSynthesizer
         ),
         ("This is a mark here. ``` is what it looks like.", ["This is a mark here.", "is what it looks like."]),
         ("<think>I should greet.</think>Hello there.", ["Hello there."]),
+        (
+            'The "<think>" tag is one. They hide it. Then it answers.',
+            ['The " " tag is one.', "They hide it.", "Then it answers."],
+        ),
+        (
+            "<!-- a comment that is a good deal longer than eighty characters, and that nobody is to hear -->Hello there.",
+            ["Hello there."],
+        ),
         ("We open at 9 a.m. Monday, 9:00 AM – 5:00 PM.", ["We open at nine A M Monday, nine A M to five P M."]),
     ],
 )

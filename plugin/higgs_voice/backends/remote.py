@@ -550,7 +550,7 @@ class RemoteSynthesizer:
     def _join(self, welcome: wire.Welcome) -> None:
         """Take up everything on a new connection."""
         info = EngineInfo(**welcome.engine.model_dump())
-        if self._info is not None and info != self._info:
+        if self._info is not None and replace(info, continues=self._info.continues) != self._info:
             raise RefusedError(
                 f"the server at {self.url} runs {info.model!r} now, not {self._info.model!r} (or its codec or limits differ); "
                 "a voice cannot move to it"

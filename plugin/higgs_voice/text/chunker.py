@@ -795,9 +795,11 @@ class Chunker:
 
     def _bracket(self, i: int, end: bool) -> _Step | None:
         text = self._text
-        close = _BRACKET.search(text, i + 1, i + self._look_ahead)
+        # An image's words, and a link's that begin the turn, are all that is said of it.
+        look_ahead = _LOOK_AHEAD if text[i - 1 : i] == "!" or not self._start + i else self._look_ahead
+        close = _BRACKET.search(text, i + 1, i + look_ahead)
         if close is None:
-            return None if len(text) < i + self._look_ahead and not end else self._go(i + 1)
+            return None if len(text) < i + look_ahead and not end else self._go(i + 1)
         if close.group() != "]":
             return self._go(i + 1)
         k = close.end()
@@ -852,8 +854,9 @@ class Chunker:
             return self._go(i + 1) if end else None
         if not (text[i + 1].isalpha() or text[i + 1] in "/!|"):
             return self._go(i + 1)
-        # What has attributes is a tag, however long.
-        look_ahead = self._look_ahead if "=" not in text[i : i + _FIRST_LOOK_AHEAD] else _LOOK_AHEAD
+        # What has attributes is a tag, however long, and a comment is one.
+        long = text[i + 1] == "!" or "=" in text[i : i + _FIRST_LOOK_AHEAD]
+        look_ahead = _LOOK_AHEAD if long else self._look_ahead
         close = _TAG_END.search(text, i + 1, i + look_ahead)
         if close is None:
             return None if len(text) < i + look_ahead and not end else self._go(i + 1)

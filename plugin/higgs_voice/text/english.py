@@ -371,7 +371,7 @@ _PHONE: Final = re.compile(
 _TRUNK: Final = re.compile(r"(?<![\w.,$€£+/-])0\d{1,4}(?:[ -]\d{2,8}){1,4}(?![\w-]|[.,]\d)")
 _LOCAL: Final = re.compile(r"(?<![\w.,$€£+/-])(\d{3})-(\d{4})(?![\w-]|[.,]\d)")
 _DIALLED: Final = re.compile(
-    r"(?<!\w)((?:[Cc]all|[Dd]ial|[Tt]ext|[Pp]ress|[Rr]ing|[Pp]hone|[Rr]each|[Ee]nter)(?: (?:us|me|them|him|her))?(?: back)?(?: at| on)? )"
+    r"(?<!\w)((?:[Cc]all|[Dd]ial|[Tt]ext|[Pp]ress|[Rr]ing|[Pp]hone|[Rr]each(?= (?:us|me|them|him|her)\b)|[Ee]nter(?! (?:19|20)\d\d\b(?!#)))(?: (?:us|me|them|him|her))?(?: back)?(?: at| on)? )"
     r"(\d{3} \d{4}|\d{3,6})(?![\w,.]\w|\w|[.,:/-]\d)"
 )
 
@@ -417,7 +417,7 @@ _PRICE_BEHIND: Final = re.compile(
 )
 _PRICE_CODE: Final = re.compile(rf"(?<!\w)(USD|EUR|GBP|JPY|INR|CHF|CAD|AUD) ?({_NUM})(\.\d+)?{_SCALE}(?!\d)")
 _EUROPEAN: Final = re.compile(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){1,4},\d{2}(?!\d)")
-_A_PERIOD: Final = re.compile(r"(?<=\w)-an?-(?=(?:night|day|week|month|year|hour|minute|person|piece|seat|head)\b)")
+_A_PERIOD: Final = re.compile(r"(?<=\w)-(an?)-(?=(?:night|day|week|month|year|hour|minute|person|piece|seat|head)\b)")
 _EACH: Final = re.compile(
     r"-| (?!(?:a|an|the|and|or|for|per|to|in|on|at|is|was|will|of|from|off|each|more|less|every|with|by|if|when|that|as|but|so|"
     r"plus|back|here|there|than|until|into|you|we|I|he|she|they|it|this|your|my)\b)[a-z]"
@@ -477,7 +477,8 @@ _PER_WORDS: Final = {
 _FEET: Final = re.compile(r"(?<![\w.,])(\d{1,2})['′] ?(\d{1,2})(?:[\"″]|'')?(?!\w)")
 _BY: Final = re.compile(rf"(?<![\w.,])({_DEC})(?: ?x ?|×)(?={_DEC}(?![\w.,]\w))")
 _TIMES: Final = re.compile(r"(?<=\d)x(?!\w)")
-_UNKNOWN: Final = re.compile(r"(?<=\d)([xyzn])( ?[-+=*^²³](?! ?\d{1,6}x\b))(?: (?=\d))?")
+_UNKNOWN: Final = re.compile(r"(?<=\d)([xyzn])( ?[-+=*^²³](?! ?\d{1,6}x\b))( (?=\d))?")
+_TERM: Final = re.compile(r" ?(?:\d|\(|[a-z](?!\w))")
 _EQUATION: Final = re.compile(r"(?<=\d) ?- ?(?=\d{1,9} ?=)")
 _ZONE: Final = re.compile(r"(?<=\b(?:GMT|UTC)) ?([+-])(?=\d)")
 
@@ -492,6 +493,9 @@ _RATING: Final = re.compile(
     r"(?: (?:is|was|of|it|this|us|them|at|a))?:? )?(?<![\w.,/])(\d{1,3}(?:\.\d{1,2})?)/(\d{1,4})( (?:stars?|points?|rating)\b)?(?![\w/]|[.,]\d)",
     re.IGNORECASE,
 )
+_MEASURED: Final = re.compile(
+    r" (?:cups?|inch(?:es)?|miles?|full|empty|done|of|(?:tea|table)spoons?|pounds?|ounces?|the|as)\b"
+)
 _PART_OF: Final = re.compile(r" (?:of|the|as|scale|inch|inches|mile|cup|second|ounce|acre)\b")
 _MIXED_FRACTION: Final = re.compile(r"(?<![\w.,/-])(\d{1,3})-(\d{1,2})/(\d{1,3})(?![\w/]|[.,]\d)")
 _PARTS: Final = {2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 20, 24, 25, 30, 32, 40, 50, 60, 64, 100, 1000}
@@ -500,8 +504,16 @@ _ORDINAL: Final = re.compile(rf"(?<![\w.,])({_NUM})(st|nd|rd|th)(?!\w)", re.IGNO
 _DECADE: Final = re.compile(r"(?<![\w.,])(1[1-9]|20)(\d)0'?s(?!\w)")
 _SHORT_DECADE: Final = re.compile(
     r"(?<!\w)(?:'|(\b(?:the|her|his|our|my|your|their|early|late|mid)[ -]|(?<=[2-9]0s )(?:and|or|to) ))([2-9])0'?s(?!\w)|"
-    r"(?<!\w)([2-9])0(?:'s(?!\w)|s(?= (?:music|movie|style|fashion|hit|rock|song|classic)s?\b))",
+    r"(?<!\w)([2-9])0'?s(?!\w)",
     re.IGNORECASE,
+)
+_LASTS: Final = re.compile(
+    r"(?:\b(?:in|for|after|within|every|about|around|wait|waits|takes?|took|lasts?|is|are|was|only|another|first|last|next|than|under|over|to|"
+    r"and|by|of)|[:=<>~≈(]|\d ?[hm])[ ,]?\Z",
+    re.IGNORECASE,
+)
+_OF_TIME: Final = re.compile(
+    r"[ -](?:timeouts?|delays?|limits?|windows?|timers?|intervals?|breaks?|clips?|videos?|ads?|before|after|later|ago|long)\b"
 )
 _VERSION: Final = re.compile(r"(?<![\w.])([vV](?:ersion )?\.? ?)?(\d+(?:\.\d+){2,8})(?![\w]|\.\d)")
 _V: Final = re.compile(r"(?<![\w.])(?:v(?=\d{1,4}(?:\.\d{1,4})?(?!\w))|V(?=\d{1,4}\.\d{1,4}(?!\w)))")
@@ -517,14 +529,22 @@ _CODE_HEAD: Final = rf"(?<!\w){_CODE_WORD}(?:(?P<between>(?:,? [a-z']{{1,15}}){{
 _CODE: Final = re.compile(
     rf"({_CODE_HEAD}(?: ?[:=,])?\s{{0,4}}[\"'(]?(?:#|number |no\. )?(?<!\w)){_CODE_FIGURE}", re.IGNORECASE
 )
+_BARE_NUMBER: Final = re.compile(r"number\b", re.IGNORECASE)
+_WHOSE_NUMBER: Final = re.compile(
+    r"\b(?:account|order|phone|telephone|mobile|cell|fax|case|ticket|confirmation|reference|tracking|serial|flight|room|booking|reservation|"
+    r"invoice|member(?:ship)?|policy|claim|routing|card|license|licence|passport|model|part|PIN|ID|customer|contact|patient|employee|our|your|my|"
+    r"his|her|their) \Z",
+    re.IGNORECASE,
+)
 _CODE_LABEL: Final = re.compile(
     r"((?<!\w)(?:(?:area|zip|dialing|country) code|extension|ext\.?|(?:ending|ends)(?: in| with)?|end (?:in|with)) )"
     r"(\d{3,20})(?![\w/]|[.,:-]\d)|"
     r"((?<!\w)(?:zip|account|order|confirmation|reference|tracking|ticket|case|serial|flight|room|booking|reservation|invoice|"
-    r"member(?:ship)?|policy|claim|routing)(?: code)?(?: number)?(?: is|:|,)? ?\(?(?:#|number )?(?<!\w))"
+    r"member(?:ship)?|routing|(?:policy|claim)(?= (?:#|number|ID)))(?: code| ID)?(?: number)?(?: is|:|,)? ?\(?(?:#|number )?(?<!\w))"
     r"(\d{4,20}(?:-\d{2,8}){0,5})(?![\w/]|[.,:-]\d)",
     re.IGNORECASE,
 )
+_UNTIL: Final = re.compile(r"(?:ending|ends) \Z", re.IGNORECASE)
 _CODE_BEFORE: Final = re.compile(
     rf"(?:{_CODE_HEAD}(?: ?:)?|(?<!\w)(?:account|order|confirmation|reference|tracking|ticket|booking|reservation|invoice)"
     rf"(?: is| ?:))[\s*_`\"'(#]{{0,12}}\Z",
@@ -580,7 +600,7 @@ def _figures(sub: Sub, british: bool, before: str) -> None:
     sub(_DAY_MONTH, lambda match: _day_month(match))
     sub(_MONTH_YEAR, lambda match: f"{_MONTH_OF[match.group(1) or match.group(2)]} {year(int(match.group(3)))}")
     sub(_ZIP, lambda match: [match.span(1), *(f" {digits(group)}" for group in match.groups()[1:] if group)])
-    sub(_DIALLED, lambda match: [match.span(1), _grouped(match.group(2))])
+    sub(_DIALLED, _dialled)
     sub(_YEAR_RANGE, _year_range)
     sub(_TIMES_TO, _times_to)
     sub(_EQUATION, " minus ")
@@ -597,7 +617,7 @@ def _figures(sub: Sub, british: bool, before: str) -> None:
         _PRICE_BEHIND,
         lambda match: _price(match, match.group(4), match.group(1), match.group(2), match.group(3), british),
     )
-    sub(_A_PERIOD, " a ")
+    sub(_A_PERIOD, lambda match: f" {match.group(1)} ")
     sub(_DECADE, lambda match: _decade(int(match.group(1)), int(match.group(2))))
     sub(_SHORT_DECADE, _short_decade)
     sub(_DURATION, _duration)
@@ -641,15 +661,29 @@ def _code(match: _Match) -> Pieces:
     head, figure = match.group(1), match.group("figure")
     if len(figure) == 3 and (match.group("between") or "number" in head.lower()):
         return None
+    if (
+        _BARE_NUMBER.match(head)
+        and _WHOSE_NUMBER.search(match.string[max(match.start() - 24, 0) : match.start()]) is None
+    ):
+        return None  # any number
     counted = _COUNTED.match(match.string, match.end())
     if counted is not None and counted.group(1) in _COUNTS:
         return None
     return [match.span(1), _grouped(figure)]
 
 
+def _dialled(match: _Match) -> Pieces:
+    return [match.span(1), _grouped(match.group(2))] if _COUNTED.match(match.string, match.end()) is None else None
+
+
 def _labelled(match: _Match) -> Pieces:
     label = 1 if match.group(2) else 3
-    return [match.span(label), _grouped(match.group(label + 1))]
+    figure = match.group(label + 1)
+    if _COUNTED.match(match.string, match.end()) is not None:
+        return None
+    if _UNTIL.match(match.group(label)) and len(figure) == 4 and "1100" <= figure <= "2099":
+        return None  # a year
+    return [match.span(label), _grouped(figure)]
 
 
 def _kept_stop(match: _Match) -> str:
@@ -715,11 +749,32 @@ def _due_date(match: _Match, british: bool, lead: str) -> Pieces:
     shared = lead.lower() in ("by", "for", "from") and pairs <= _SHARED
     if not zero and (not lead or shared or pairs & _NO_DATES or _COUNTED.match(match.string, match.end())):
         return None
+    if not zero and lead.lower() in ("by", "for", "from", "on", "since") and _is_share(match, lead, pairs):
+        return None
     pieces: list[str | Span] = [match.span(1), first]
     if second is not None:
         joint = match.group(4).strip()
         pieces.append(f" to {second}" if joint in "-–—" else f" {joint} {second}")
     return pieces
+
+
+def _is_share(match: _Match, lead: str, pairs: set[tuple[int, int]]) -> bool:
+    """Whether it is a part of something: "rose by 3/8 percent", "on 3/4 time", "from 1/16 to 1/2 inch"."""
+    before = match.string[max(match.start() - 24, 0) : match.start()]
+    return (
+        (lead.lower() != "on" and all(a < b and b in (2, 4, 8, 16) for a, b in pairs))
+        or _SHARE_BEHIND.match(match.string, match.end()) is not None
+        or _CHANGED.search(before) is not None
+    )
+
+
+_SHARE_BEHIND: Final = re.compile(
+    r"(?: of)?(?: an?)? ?(?:percent|%|points?|time|inch|inches|mile|cup|second|ounce|acre|full)(?!\w)|(?: to| -) \d/\d"
+)
+_CHANGED: Final = re.compile(
+    r"(?:ros|ris|fall|fell|drop|grow|grew|cut|reduc|increas|decreas|multipl|divid|scal|chang)\w{0,6}(?: (?:it|this|that|them))? \Z",
+    re.IGNORECASE,
+)
 
 
 def _day(first: str, second: str, british: bool) -> str | None:
@@ -909,6 +964,8 @@ def _rating(match: _Match) -> Pieces:
         tenth = bottom in ("10", "100") and not _PART_OF.match(match.string, match.end())
         if not tenth or float(top) >= float(bottom) or top[0] == "0":
             return None
+    if match.group(1) and not match.group(4) and _MEASURED.match(match.string, match.end()):
+        return None
     pieces: list[str | Span] = [match.span(1)] if match.group(1) else []
     pieces += [f"{amount(top)} out of {amount(bottom)}"]
     return [*pieces, match.span(4)] if match.group(4) else pieces
@@ -936,6 +993,8 @@ def _fraction(match: _Match) -> Pieces:
 
 
 def _unknown(match: _Match) -> Pieces:
+    if match.group(2)[0] == " " and not (match.group(3) or _TERM.match(match.string, match.end())):
+        return None  # "ten times - really"
     sign = " minus " if match.group(2).strip() == "-" else match.span(2)
     return [" ", match.span(1), sign]
 
@@ -954,6 +1013,12 @@ def _decade(century: int, tens: int) -> str:
 
 
 def _short_decade(match: _Match) -> Pieces:
+    """``80s``, but seconds behind what lasts."""
+    if match.group(3) and match.group().endswith("0s"):
+        before = match.string[max(match.start() - 12, 0) : match.start()]
+        alone = not before and not match.string[match.end() : match.end() + 2].strip().isalnum()
+        if alone or _LASTS.search(before) or _OF_TIME.match(match.string, match.end()):
+            return None
     said = _plural(cardinal(int(match.group(2) or match.group(3)) * 10))
     return [match.span(1), said] if match.group(1) else said
 
@@ -1015,7 +1080,9 @@ def _number(match: _Match, british: bool) -> Pieces:
     return f"{' ' if before.isalnum() else ''}{said}{' ' if behind.isalnum() else ''}"
 
 
-_YEAR_BEFORE: Final = re.compile(r"(?:\b(?:in|since|by|from|until)|(?<!\w)[A-Z]\w{0,12}) \Z")
+_YEAR_BEFORE: Final = re.compile(
+    r"(?:\b(?:in|since|by|from|until|the|before|after|during|around|circa)|(?<!\w)[A-Z]\w{0,12}) \Z"
+)
 _COUNTED: Final = re.compile(r" ([a-z]{3,20}s|feet|people)\b")
 _COUNTS: Final = frozenset(many.split()[0] for _, many in _UNITS.values()) | words("""
     people users customers dollars euros residents inhabitants items steps words tokens rows records views downloads

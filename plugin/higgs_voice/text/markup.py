@@ -186,8 +186,8 @@ def strip(rewriting: Rewriting, kept: Kept, *, before: str = "") -> None:
 
 def opens_thought(before: str) -> bool:
     """Whether a ``<think>`` behind this text begins a model's thoughts: in the middle of a sentence it is spoken of."""
-    last = before.rstrip()[-1:]
-    return not (last.isalnum() or last in tuple(",;`"))
+    line = before.rpartition("\n")[2].rstrip(" ")
+    return not line or (line[-1] in ".!?…。！？>" and line[-1:] == before.rstrip(" ")[-1:])
 
 
 def _clean(rewriting: Rewriting) -> None:

@@ -16,6 +16,7 @@ from ...conversation.session import SessionSettings, VoiceSession
 from ...conversation.snapshot import Snapshot
 from ...conversation.speech import Speech
 from ...conversation.synthesizer import Synthesizer
+from ...conversation.voice import Voice
 from ...errors import ConnectionLostError, EngineClosedError, HiggsVoiceError, SettingsError, SnapshotError
 from ...text import Lexicon
 from .. import engines
@@ -68,7 +69,8 @@ class Said:
         """Seconds played, by the clock."""
         if self.started_at is None:
             return 0.0
-        return (self.paused_at if self.paused_at is not None else now) - self.started_at
+        played = (self.paused_at if self.paused_at is not None else now) - self.started_at
+        return min(max(played, 0.0), self.speech.audio_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,6 @@ class Conversation:
             return self._session
 
     async def _open(self, until: float) -> VoiceSession:
-        if self._changes and self._snapshot is None:  # it begins with what was last asked for
-            self._options = self._changes[-1].options
-            self._changes.clear()
         options = self._options
         engine = self._engine = options.engine or self._engine
         if engine is None:
@@ -151,11 +150,31 @@ class Conversation:
             )
             self._snapshot = self._manner = None
         else:
-            voice = await voice_of(options, engine)
+            voice = await self._first_voice(engine)
             session = VoiceSession(engine, voice=voice, settings=settings, lexicon=options.lexicon, clock=clock)
             await session.start()
             self._manner = (options.settings, options.lexicon)
         return session
+
+    async def _first_voice(self, engine: Synthesizer) -> Voice:
+        """What was last asked for, of those that can be had."""
+        while self._changes:
+            change = self._changes[-1]
+            try:
+                voice = await voice_of(change.options, engine)
+            except HiggsVoiceError as error:
+                self._changes.remove(change)  # not before: who waits for it may be cancelled
+                self._refuse(change, error)
+                continue
+            self._options = change.options
+            while self._changes.popleft() is not change:
+                pass
+            return voice
+        return await voice_of(self._options, engine)
+
+    def _refuse(self, change: _Change, error: HiggsVoiceError) -> None:
+        log.error("the voice stays as it was: %s", error)
+        change.refused(self, change.options, self._options)
 
     async def _start(self, engine: Synthesizer, until: float) -> None:
         if self._borrowed is None or engine_kind(self._borrowed) != "remote":
@@ -246,10 +265,6 @@ class Conversation:
 
     def change(self, options: Options, context: Literal["keep", "new"], refused: Refused) -> None:
         """Take another voice from the next speech on. `refused` is told where that voice cannot be had."""
-        if self._session is None and self._snapshot is None and not self._opening.locked():
-            self._options = options
-            self._changes.clear()
-            return
         self._changes.append(_Change(options, context, refused))
         if self._session is not None and (self._changing is None or self._changing.done()):
             self._changing = asyncio.get_running_loop().create_task(self._change(), name="higgs change")
@@ -268,8 +283,7 @@ class Conversation:
                 await session.update(voice=voice, context=change.context)
                 self._options = change.options
             except HiggsVoiceError as error:
-                log.error("the voice stays as it was: %s", error)
-                change.refused(self, change.options, self._options)
+                self._refuse(change, error)
             self._changes.popleft()  # not before: who waits for it may be cancelled
 
     async def aclose(self) -> None:

@@ -100,12 +100,16 @@ class _Segment:
         """Speeches in order (None for sound that is not ours), each with the place in the segment where it begins."""
         self._length = 0.0
         self._reached = 0.0
+        self._started_at: float | None = None
+        self._paused_at: float | None = None
 
     def add(self, said: Said | None, duration: float) -> None:
         if not self.parts or self.parts[-1][0] is not said:
             self.parts.append((said, self._length))
             if said is not None:
                 said.capture()
+                if self._started_at is not None:
+                    said.started_at, said.paused_at = self._started_at + self._length, self._paused_at
         self._length += duration
 
     @property
@@ -124,16 +128,22 @@ class _Segment:
                 said.captured = False
 
     def start(self, now: float) -> None:
+        self._started_at = now
         for said, place in self.parts:
             if said is not None:
                 said.started_at = now + place
 
     def pause(self, now: float) -> None:
+        if self._paused_at is None:
+            self._paused_at = now
         for said, _ in self.parts:
             if said is not None and said.paused_at is None:
                 said.paused_at = now
 
     def resume(self, now: float) -> None:
+        if self._paused_at is not None and self._started_at is not None:
+            self._started_at += now - self._paused_at
+        self._paused_at = None
         for said, _ in self.parts:
             if said is not None and said.paused_at is not None:
                 if said.started_at is not None:
