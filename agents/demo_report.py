@@ -22,7 +22,7 @@ VOICE = 0.012
 """Level, as a share of full scale over 10 ms, above which the recording counts as sound."""
 BLOCK = RATE // 5
 HOP = RATE // 20
-CAPTION = 300
+CAPTION = 250
 """Characters of a caption that fit across the whole plot."""
 MOST_DELAY = RATE * 5 // 2
 """How far a turn may fall behind: the LLM's stall, and some."""
