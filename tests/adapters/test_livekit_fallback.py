@@ -17,6 +17,7 @@ from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
 from higgs_voice.errors import EngineDiedError, HiggsVoiceError, RunawayError
 from tests.adapters.livekit_kit import CONN, Speaker, calling
+from tests.adapters.mortal import Mortal, mortals
 from tests.virtual_time import virtual
 
 LONG = "This is the first sentence of the answer. Here the second one follows at once. And this is the third of them."
@@ -170,30 +171,9 @@ async def test_a_capture_that_was_cancelled_ends_no_other_segment() -> None:
 # Engines
 
 
-class Mortal(FakeSynthesizer):
-    """An engine that can fail for good."""
-
-    def __init__(self) -> None:
-        super().__init__(script=lambda _: self.failure)
-        self.failure: EngineDiedError | None = None
-        self.closed = False
-
-    async def aclose(self) -> None:
-        self.closed = True
-        await super().aclose()
-
-
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Mortal]:
-    """Engines that are made by name, in order."""
-    all_: list[Mortal] = []
-
-    def create(_: str) -> Mortal:
-        all_.append(Mortal())
-        return all_[-1]
-
-    monkeypatch.setattr(engines, "create_backend", create)
-    return all_
+    return mortals(monkeypatch)
 
 
 @virtual

@@ -14,11 +14,13 @@ from pipecat.frames.frames import (
     TTSUpdateSettingsFrame,
 )
 
+from higgs_voice import Voice
 from higgs_voice.adapters import engines
 from higgs_voice.adapters.pipecat import HiggsTTSService, HiggsTTSSettings
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import Synthesizer
-from higgs_voice.errors import EngineClosedError, ModelNotFoundError
+from higgs_voice.errors import EngineClosedError, EngineDiedError, ModelNotFoundError
+from tests.adapters.mortal import mortals
 from tests.adapters.pipecat_kit import room, settle_loop
 
 
@@ -61,6 +63,7 @@ async def slow_service(
 
     monkeypatch.setattr(engines, "borrow", borrow)
     monkeypatch.setattr(engines, "give_back", give_back)
+    monkeypatch.setattr(engines, "serves", lambda model, engine: True)
     return HiggsTTSService(model="slow", **kwargs), engine.ready
 
 
@@ -176,3 +179,82 @@ async def test_a_call_that_ends_before_its_session_leaves_nothing(monkeypatch: p
         await r.until(lambda: r.worker.has_finished())
     await settle_loop()
     assert not {task.get_name() for task in asyncio.all_tasks() - before}
+
+
+# An engine that dies in the middle of the call
+
+
+@pytest.mark.parametrize("tracker", [True, False])
+async def test_a_call_outlives_its_engine(tracker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mortals(monkeypatch)
+    tts = HiggsTTSService(
+        model="nano", voice=Voice.create(scene="A quiet room."), settings=HiggsTTSSettings(temperature=0.5)
+    )
+    async with room(tts, tracker=tracker) as r:
+        await r.say("Good morning to you.")
+        await r.until(lambda: len(r.transcript()) == 1)
+        made[0].failure = EngineDiedError("oh")
+        await r.say("This is still said.")
+        await r.until(lambda: len(r.transcript()) == 2)
+        await r.say("And this.")
+        await r.until(lambda: len(r.transcript()) == 3)
+        assert r.transcript() == ["Good morning to you.", "This is still said.", "And this."]
+        assert r.errors() == []
+        assert [engine.closed for engine in made] == [True, False]
+        assert [item.text for item in made[1].requests] == ["This is still said.", "And this."]
+        request = made[1].requests[0]
+        assert [item.text for item in request.context.exchanges] == ["Good morning to you."]
+        assert request.context.voice.scene == "A quiet room."
+        assert request.sampling.temperature == 0.5
+        await r.until(lambda: len(tts.session.exchanges) == 3)
+        assert tts.session.context_text.replace("\n", " ") == " ".join(r.transcript())
+    assert made[1].closed
+
+
+async def test_what_was_playing_when_the_engine_died_is_not_told_to_the_next_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = mortals(monkeypatch)
+    tts = HiggsTTSService(model="nano")
+    async with room(tts, held=True) as r:
+        await r.say("One two three four five six seven eight nine ten.")
+        await r.output.play(20)
+        made[0].failure = EngineDiedError("oh")
+        await r.say("Something else.")
+        await r.until(lambda: len(made) == 2 and bool(made[1].requests))
+        (before,) = made[1].requests[0].context.exchanges
+        assert "One two".startswith(before.text[:7])
+        assert not before.text.endswith("ten.")
+        r.output.let_go()
+        await r.until(lambda: "Something else." in " ".join(r.transcript()))
+        assert tts.session.context_text == f"{before.text}\nSomething else."
+        assert r.errors() == []
+
+
+async def test_no_other_engine_is_said_each_time_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mortals(monkeypatch)
+    create, refused = engines.create_backend, True
+
+    def sometimes(model: str) -> Synthesizer:
+        if made and refused:
+            raise ModelNotFoundError("the folder is gone")
+        return create(model)
+
+    monkeypatch.setattr(engines, "create_backend", sometimes)
+    tts = HiggsTTSService(model="nano")
+    async with room(tts) as r:
+        await r.say("Good morning.")
+        await r.until(lambda: len(r.transcript()) == 1)
+        made[0].failure = EngineDiedError("oh")
+        said = "Higgs could not speak: HiggsTTSService has no engine: the folder is gone"
+        for count in (1, 2):
+            await r.say("Nobody says this.")
+            await r.until(lambda count=count: r.errors().count(said) == count)
+            await r.until(lambda: not tts.get_audio_contexts())
+        assert tts.is_usable
+        refused = False
+        await r.say("But this.")
+        await r.until(lambda: "But this." in " ".join(r.transcript()))
+        assert [item.text for item in made[1].requests] == ["But this."]
+        assert [item.text for item in made[1].requests[0].context.exchanges] == ["Good morning."]
+        assert r.errors().count(said) == 2

@@ -174,6 +174,7 @@ class HiggsTTSService(TTSService):
         self._session: VoiceSession | None = None
         self._opening_task: asyncio.Task[None] | None = None
         self._opening_error: Exception | None = None
+        self._reopening = False
         self._started = False
         self._device = Device()
         self._utterances: dict[str, Utterance] = {}
@@ -218,7 +219,7 @@ class HiggsTTSService(TTSService):
             if self._tracker is not None
             else item.timeline.heard(item.dead_at if item.dead else now)
             for item in self._utterances.values()
-            if item.speech is not None
+            if item.speech is not None and not item.orphan
         }
         return self.session.snapshot(heard)
 
@@ -255,13 +256,43 @@ class HiggsTTSService(TTSService):
                 self._sync_model_name_to_metrics()
         except Exception as error:  # noqa: BLE001 - a service that cannot speak says why, whatever the reason
             self._opening_error = error
-            if self._started:
+            if self._started and not self._reopening:  # else whoever waits says so, and the next utterance tries again
                 await self._report_opening_error(error)
             return
-        self._session = session
+        self._session, self._opening_error, self._reopening = session, None, False
         for utterance in self._utterances.values():
-            if not utterance.dead:
+            if utterance.speech is None and not (utterance.dead or utterance.done):
                 self._speak(session, utterance)
+
+    def _reopen_if_dead(self) -> None:
+        """Where the borrowed engine is dead, go on with another one, in the voice of what was heard; called for each utterance."""
+        name, session, opening = self._borrowed, self._session, self._opening_task
+        if opening is None or not opening.done():
+            return
+        if session is None:
+            if self._reopening:  # the last try failed
+                self._opening_task = self.create_task(self._open())
+            return
+        if name is None or engines.serves(name, session.engine):
+            return
+        logger.warning(f"{self}: the engine is dead; going on with another one")
+        try:
+            self._snapshot = self.snapshot()
+        except HiggsVoiceError as error:
+            logger.warning(f"{self}: the voice begins anew: {error}")
+            self._voice_given = session.voice
+        self._session_settings, self._session, self._borrowed = session.settings, None, None
+        self._reopening = True
+        for utterance in self._utterances.values():
+            utterance.orphan = utterance.speech is not None
+        self._opening_task = self.create_task(self._reopen(session, name))
+
+    async def _reopen(self, dead: VoiceSession, name: str) -> None:
+        try:
+            await dead.aclose()
+        finally:
+            await engines.give_back(name)
+        await self._open()
 
     async def _session_on(self, engine: Synthesizer) -> VoiceSession:
         """A started session: text waits for it, so that a context without sound is not taken for a failure."""
@@ -408,6 +439,7 @@ class HiggsTTSService(TTSService):
         await super().on_turn_context_completed()
 
     def _begin(self, context_id: str) -> Utterance:
+        self._reopen_if_dead()
         now = self._now()
         for key, old in list(self._utterances.items()):
             if old.done and not old.dead and old.timeline.ends + _FORGET_AFTER_S < now:
@@ -645,7 +677,7 @@ class HiggsTTSService(TTSService):
 
     def progress(self, utterance: Utterance) -> None:
         """The tracker: `played_s` has grown."""
-        if self._session is not None and utterance.speech is not None and not utterance.dead:
+        if self._session is not None and utterance.speech is not None and not (utterance.dead or utterance.orphan):
             self._session.heard(utterance.speech.id, utterance.played_s)
 
     def settle(self, utterance: Utterance, heard_s: float, words: int | None) -> None:
@@ -654,7 +686,7 @@ class HiggsTTSService(TTSService):
             return
         utterance.over = True
         self._utterances.pop(utterance.context_id, None)
-        if self._session is not None and utterance.speech is not None:
+        if self._session is not None and utterance.speech is not None and not utterance.orphan:
             self._session.settle(utterance.speech.id, heard_s, words=words)
 
     def _settle_later(self, utterance: Utterance) -> None:

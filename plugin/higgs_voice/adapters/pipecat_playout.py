@@ -74,6 +74,8 @@ class Utterance:
     """By the tracker: characters of the written text that have been let through."""
     over: bool = False
     """By the tracker: nothing of it is still to be played."""
+    orphan: bool = False
+    """Its session is gone with its engine: what was heard by then is in the snapshot that the next one goes on from."""
 
     def begin(self, speech: Speech) -> None:
         """There is a session: what was fed until now goes to its speech."""
@@ -86,7 +88,7 @@ class Utterance:
     def feed(self, text: str, written: str) -> None:
         """More of its text, and what the LLM wrote for it."""
         self.script.add(text, written)
-        if self.speech is not None:
+        if self.speech is not None and not self.orphan:
             self.speech.feed(text)
 
     def end(self) -> None:
