@@ -1,16 +1,18 @@
 """Stage 5, the codec's decoder: from codes back to sound.
 
-Differences of log-mel spectra at five resolutions, on random pieces of the training speech; DAC's decoder needs no more
-to be understood. `codec/` is built first if it is not there yet.
+Differences of log-mel spectra at five resolutions, on random pieces of the training speech. `--listen` adds what words are
+told apart by: the spectrum as a recogniser takes it (28 bands up to 6.8 kHz, every 10 ms), where squares weigh the great
+errors in what is soft, and what the listener of stage 4b finds in the sound. `--heard` gives the decoder a share of codes as
+the encoder makes them, beside the true ones. `codec/` is built first if it is not there yet.
 
     python -m training.decoder 4000      # trains up to that step; run again with a higher number to go on
-    python -m training.decoder 1000 --rate 3e-4 --compile   # a decoder that is trained already, after new codebooks
+    python -m training.decoder 2000 --rate 4e-4 --listen 1 --heard 0.4 --compile   # one that is trained already
 
-`--compile` is quicker where there is a C++ compiler.
+`--compile` is quicker where there is a C++ compiler, and computes in bfloat16. To begin with a schedule of its own on the decoder that
+`codec/` has, remove `decoder.pt`.
 """
 
 import argparse
-import json
 import math
 import time
 
@@ -21,11 +23,15 @@ import torchaudio
 from torch import Tensor, nn
 from transformers import HiggsAudioV2TokenizerModel
 
+from training import listener
 from training.codebooks import load
 from training.codec import build
-from training.settings import DECODER_SEED, HELD_OUT, HOP, SAMPLE_RATE, WORK
+from training.pieces import Pieces
+from training.settings import DECODER_SEED, HOP, SAMPLE_RATE, WORK
 
 RATE, FRAMES, BATCH, MARGIN = 1e-3, 20, 8, 2  # MARGIN: frames at either end that the loss leaves out
+EDGE = 8  # as many of the listener's 10 ms
+HEARD = 2500  # utterances whose codes are the encoder's too
 SPECTRA = [
     torchaudio.transforms.MelSpectrogram(
         SAMPLE_RATE, n_fft=max(width, 256), win_length=width, hop_length=width // 4, n_mels=bands, power=1
@@ -40,36 +46,36 @@ def spectral_distance(one: Tensor, other: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
-class Pieces:
-    """Random pieces of codes with their sound."""
+SPOKEN = torchaudio.transforms.MelSpectrogram(
+    SAMPLE_RATE, n_fft=768, win_length=614, hop_length=240, f_min=130, f_max=6800, n_mels=28, power=1
+)
 
-    def __init__(self) -> None:
-        rows = [json.loads(line) for line in (WORK / "speech.jsonl").read_text().splitlines()]
-        self.frames, self.codes = np.load(WORK / "frames.npy"), np.load(WORK / "codes.npy")
-        rows = rows[: len(self.frames) - 1]
-        self.samples = np.cumsum([0, *(row["samples"] for row in rows)])
-        self.speech = np.memmap(WORK / "speech.raw", dtype=np.int16, mode="r")
-        self.usable = [
-            i for i, row in enumerate(rows) if row["text_index"] >= HELD_OUT and row["samples"] >= (FRAMES + 1) * HOP
-        ]
 
-    def draw(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Codes [BATCH, 8, FRAMES] and sound [BATCH, FRAMES * 960]."""
-        codes, sound = [], []
-        for _ in range(BATCH):
-            i = self.usable[random.integers(len(self.usable))]
-            last = (self.samples[i + 1] - self.samples[i]) // HOP - FRAMES
-            at = int(random.integers(last + 1))
-            codes.append(self.codes[:, self.frames[i] + at : self.frames[i] + at + FRAMES].astype(np.int64))
-            start = self.samples[i] + at * HOP
-            sound.append(np.float32(self.speech[start : start + FRAMES * HOP]) / 32768)
-        return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(sound))
+def spoken_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Difference and twice its square of log-mel spectra as a recogniser takes them; [B, T] each."""
+    error = SPOKEN(one).clamp(5e-4).log() - SPOKEN(other).clamp(5e-4).log()
+    return error.abs().mean() + 2 * error.pow(2).mean()
+
+
+def heard_distance(hearing: listener.Listener, one: Tensor, other: Tensor) -> Tensor:
+    """What the listener finds different, in its layers and in the phonemes it names; [B, T] each."""
+    layers, logits = hearing(one)
+    with torch.no_grad():
+        wanted, named = hearing(other)
+    inner = slice(EDGE, -EDGE)
+    layers_differ = sum(F.l1_loss(a[..., inner], b[..., inner]) for a, b in zip(layers, wanted, strict=True))
+    named_differ = F.kl_div(
+        F.log_softmax(logits[..., inner], 1), F.log_softmax(named[..., inner], 1), log_target=True, reduction="none"
+    )
+    return layers_differ / len(layers) + 0.2 * named_differ.sum(1).mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("to", type=int, help="the step to train up to")
     parser.add_argument("--rate", type=float, default=RATE, help="the learning rate at its height")
+    parser.add_argument("--listen", type=float, default=0.0, metavar="WEIGHT", help="of what tells words apart")
+    parser.add_argument("--heard", type=float, default=0.0, metavar="SHARE", help="of codes that are the encoder's")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     to = arguments.to
@@ -89,14 +95,23 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
     decode = torch.compile(model.acoustic_decoder) if arguments.compile else model.acoustic_decoder
-    pieces, begun, shown = Pieces(), time.time(), 0.0
+    hearing = listener.load() if arguments.listen else None
+    pieces, begun, shown = Pieces(FRAMES, BATCH), time.time(), 0.0
+    if arguments.heard:
+        pieces.hear(model, HEARD, DECODER_SEED)
     edge = MARGIN * HOP
     for step in range(start, to):
-        codes, sound = pieces.draw(np.random.default_rng([DECODER_SEED, step]))
+        drawn = pieces.draw(np.random.default_rng([DECODER_SEED, step]), arguments.heard)
+        sound = drawn.sound
         with torch.no_grad():
-            latents = model.quantizer.decode(codes.transpose(0, 1))
-        made = decode(model.fc2(latents.transpose(1, 2)).transpose(1, 2))[:, 0, : sound.shape[1]]
+            latents = model.quantizer.decode(drawn.codes.transpose(0, 1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.compile):
+            made = decode(model.fc2(latents.transpose(1, 2)).transpose(1, 2))[:, 0, : sound.shape[1]]
+        made = made.float()
         loss = spectral_distance(made[:, edge:-edge], sound[:, edge:-edge])
+        if hearing is not None:
+            spoken = spoken_distance(made[:, edge:-edge], sound[:, edge:-edge])
+            loss = loss + arguments.listen * (0.75 * spoken + heard_distance(hearing, made, sound))
         share = step / to
         for group in optimizer.param_groups:
             group["lr"] = arguments.rate * min(1.0, (step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * share)))
