@@ -70,6 +70,47 @@ def test_markup_is_not_said(written: str, spoken: str) -> None:
 @pytest.mark.parametrize(
     ("written", "spoken"),
     [
+        ("It is -5°C (23°F) now", "It is minus five degrees Celsius, twenty-three degrees Fahrenheit, now."),
+        ("Your order (2 items) ships", "Your order, two items, ships."),
+        ("It is €120/yr (excl. VAT).", "It is one hundred twenty euros per year, excluding VAT."),
+        ("the (very) nice one, (then) this", "the very nice one, then this."),
+        ("take option (a), (b) or (3)", "take option a, b or three."),
+        (
+            "Call us (toll-free) at (555) 123-4567",
+            "Call us, toll-free, at five five five, one two three, four five six seven.",
+        ),
+        ("f(x) and the item(s) in box(es)", "f x and the items in boxes."),
+        ("(Note: all of it.) Yes (all", "Note: all of it. Yes all."),
+    ],
+)
+def test_an_aside_in_brackets_is_said_as_one(written: str, spoken: str) -> None:
+    assert said(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("Main Street, Apt. 4B, Ste 200", "Main Street, apartment four B, suite two hundred."),
+        ("Rm. 204 on fl. 3", "room two hundred four on floor three."),
+        ("The apt answer was apt 4 times", "The apt answer was apt four times."),
+        ("a 401K, a 401(k) and a 403(b)", "a four oh one K, a four oh one K and a four oh three B."),
+        ("401 keys in 529 boxes", "four hundred one keys in five hundred twenty-nine boxes."),
+        ("10K runs and 10K users", "ten K runs and ten thousand users."),
+        ("3B people and a 7B model", "three billion people and a seven B model."),
+        ("closed Sun and holidays; the Sun and I", "closed Sunday and holidays; the Sun and I."),
+        ("a pulse of 72 bpm", "a pulse of seventy-two beats per minute."),
+        ("FYI, it ships by EOD with USPS", "F Y I, it ships by E O D with U S P S."),
+        ("Super Bowl LVIII and XL, Chapter XC", "Super Bowl fifty-eight and X L, Chapter ninety."),
+        ("James L. Brooks, Level L", "James L Brooks, Level L."),
+    ],
+)
+def test_what_agents_abbreviate(written: str, spoken: str) -> None:
+    assert said(written) == spoken
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
         ("Hi 😀 there 👨‍👩‍👧👋🏽!", "Hi there!"),
         ("🇩🇪 flag 1️⃣ key #️⃣ ☺️ ✅ ™", "flag key."),
         ("smile :) ;-) <3 ok", "smile ok."),
@@ -249,7 +290,7 @@ def test_codes_are_said_digit_by_digit(written: str, spoken: str) -> None:
         ("the end 2024", "the end twenty twenty-four."),
         ("a record number, 4500 people", "a record number, four thousand five hundred people."),
         ("the # of users", "the number of users."),
-        ("2x-3x faster (2x), 2x/week", "two times three times faster two times, two times per week."),
+        ("2x-3x faster (2x), 2x/week", "two times three times faster, two times, two times per week."),
         ("a 1/10 scale, 5 m 20 m", "a one tenth scale, five meters twenty meters."),
         ("9:30 AM - 2 bags", "nine thirty A M, two bags."),
         ("150250 km", "one hundred fifty thousand two hundred fifty kilometers."),
@@ -412,7 +453,7 @@ def test_times_dates_and_shares(written: str, spoken: str) -> None:
         ("10-3=7, GMT-5, 10-30", "ten minus three equals seven, G M T minus five, ten to thirty."),
         ("Mr. and Mrs. Smith, 42nd St., w/o", "Mister and Missus Smith, forty-second Street, without."),
         ("C#, .NET and .env", "C sharp, dot NET and dot env."),
-        ("1) Billing (see 1) Then", "one, Billing see one Then."),
+        ("1) Billing (see 1) Then", "one, Billing, see one, Then."),
     ],
 )
 def test_units_prices_sums_and_words(written: str, spoken: str) -> None:

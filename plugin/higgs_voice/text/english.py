@@ -26,6 +26,7 @@ def say(rewriting: Rewriting, *, british: bool = False, before: str = "") -> Non
     abbreviations(sub)
     if ")" in rewriting.text:
         sub(_LISTED, _listed)
+        sub(_OR_MORE, lambda match: [match.span(1)])
     if "$" in rewriting.text:
         sub(_FORMULA, lambda match: [match.span(1)])
     if "#" in rewriting.text:
@@ -165,13 +166,15 @@ _NUMBER_OF: Final = re.compile(r"(?<!\w)#(?= of\b)")
 _POUND: Final = re.compile(r"(?<=\d)#(?!\w)")
 _OPEN: Final = re.compile(r"\([^()]*\Z")
 _LISTED: Final = re.compile(r"(?<!\S)(\d{1,2}|[A-Za-z])\) (?=[A-Z])")
+_OR_MORE: Final = re.compile(r"(?<=[a-z])\((e?s)\)(?!\w)")
 _FORMULA: Final = re.compile(r"(?<![\w$])\$(?=[A-Za-z(\\])([^$\n]{1,80})(?<=\S)\$(?![\w$])")
 _UNSAID: Final = re.compile(r"[$#\\@]")
 _CAPITALS: Final = re.compile(r"(?<![\w.'-])([A-Z]{2,6})(s|'s)?(?![\w'])")
 _SPELLED: Final = words("""
     FBI CIA NSA USA UK EU UN UAE AI API URL URI CEO CFO CTO COO CIO USB ATM IP UI UX OS IBM UFO IPO IOU ETA DIY EV GPU CPU TPU IDE
     AWS GUI CLI ISP IRS IQ EQ ID UTC EST EDT CET NBA NFL UCLA MIT USC UPS AC DC AM PM SEO SOS RIP AKA USD EUR AUD ECG EKG EEG MRI DNA
-    RNA HIV IVF ADHD ACLU YMCA VIP FAQ DOB IOT LED OLED OEM ERP AOL
+    RNA HIV IVF ADHD ACLU YMCA VIP FAQ DOB IOT LED OLED OEM ERP AOL FYI EOD TBA OOO USPS USDA EPA SUV UPC KPI ROI SLA NDA APR APY ACH EIN
+    ICU EMT IUD UTI IVR EHR MBA GPA HOA IST AEST AEDT CEST IMO UUID AARP
 """)
 _INTERJECTIONS: Final = words("HMM HM SHH SH PSST PFFT BRR GRR TSK MM MHM ZZZ MR MRS MS DR ST JR SR")
 

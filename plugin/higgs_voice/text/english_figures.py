@@ -68,9 +68,10 @@ _DURATION: Final = re.compile(
     r"(?<![\w.,])(\d{1,3})(d|h|m)(\d{1,2})(h|m|s)(?!\w)"
 )
 _DURATIONS: Final = {"d": "day", "h": "hour", "m": "minute", "s": "second"}
+_PENSION: Final = re.compile(r"(?<![\w.,$€£])(40[13]|457|529)(?:\(([A-Za-z])\)|([KkBb])(?!\w))")
 _MILLIONS: Final = re.compile(
-    rf"(?<![\w.,])({_DEC})m(?= (?:users|people|customers|downloads|views|subscribers|followers|households|rows|records|tokens|"
-    r"dollars|euros|pounds)\b)"
+    rf"(?<![\w.,])({_DEC})(?:m|(B))(?= (?:users|people|customers|downloads|views|subscribers|followers|households|rows|records|tokens|"
+    r"dollars|euros|pounds|parameters|params|devices|messages|requests)\b)"
 )
 _INCHES: Final = re.compile(rf"(?<![\w.,'\"])({_DEC})[\"″](?: ?(?:x|×|by) ?({_DEC})[\"″]|(?= [a-z]{{3}}))(?!\w)")
 _DEGREES: Final = re.compile(r" ?(?:°|º) ?(C|F|K)?(?!\w)|℃|℉")
@@ -113,7 +114,7 @@ _MIXED: Final = re.compile(
     r"(?<![\w.,'-])(?=[A-Z0-9-]{0,24}\d)(?=[A-Z0-9-]{0,24}[A-Z])[A-Z0-9]{1,24}(?:-[A-Z0-9]{1,12}){0,4}(?![\w])"
 )
 _SCALED: Final = re.compile(
-    rf"(?<![\w.,])({_DEC})(k|M|bn|K(?<!\b[48]K)(?! (?:run|race|TV|video|display|monitor|resolution)))(?!\w)"
+    rf"(?<![\w.,])({_DEC})(k|M|bn|K(?<!\b[48]K)(?! (?:run|race|TV|video|display|monitor|resolution)s?\b))(?!\w)"
 )
 _MINUS: Final = re.compile(r"(?<![\w)\]%.,])-(?=\.?\d)")
 _JOINED: Final = re.compile(r"(?<=[\w.])-(?=\d)")
@@ -155,7 +156,8 @@ def figures(sub: Sub, british: bool, before: str) -> None:
     sub(_A_PERIOD, lambda match: f" {match.group(1)} ")
     decades(sub)
     sub(_DURATION, _duration)
-    sub(_MILLIONS, lambda match: [match.span(1), " million"])
+    sub(_PENSION, _pension)
+    sub(_MILLIONS, lambda match: [match.span(1), " billion" if match.group(2) else " million"])
     sub(_INCHES, _inches)
     sub(_CENTS, lambda match: amount(match.group(1)) + (" cent" if match.group(1) == "1" else " cents"))
     sub(_FEET, lambda match: f"{cardinal(int(match.group(1)))} foot {cardinal(int(match.group(2)))}")
@@ -183,6 +185,13 @@ def figures(sub: Sub, british: bool, before: str) -> None:
     sub(_MINUS, "minus ")
     sub(_JOINED, " ")
     sub(_NUMBER, lambda match: _number(match, british))
+
+
+def _pension(match: Match) -> Pieces:
+    """``401(k)`` by its digits, as everybody says it."""
+    figure, letter = match.group(1), (match.group(2) or match.group(3)).upper()
+    said = {"401": "four oh one", "403": "four oh three", "457": "four fifty-seven", "529": "five twenty-nine"}[figure]
+    return f"{said} {letter}" if match.group(2) or figure + letter in ("401K", "403B") else None
 
 
 def _range(match: Match) -> Pieces:

@@ -28,10 +28,13 @@ _SHORT_WORD: Final = re.compile(
 )
 _STREET: Final = re.compile(r"(?<![\w.])(St|Dr)\.(?!\w)")
 _STREET_NUMBER: Final = re.compile(r"\d{1,3}(?:st|nd|rd|th)\Z")
-_NUMBERED: Final = re.compile(r"(?<![\w.])([Nn]o|[Nn]os|[Vv]ol|[Ff]ig|[Cc]h|[Ss]ec|[Aa]rt|[Ee]xt|[Pp]p?)\. ?(?=#?\d)")
+_NUMBERED: Final = re.compile(
+    r"(?<![\w.])(?:([Nn]o|[Nn]os|[Vv]ol|[Ff]ig|[Cc]h|[Ss]ec|[Aa]rt|[Ee]xt|[Pp]p?|[Ff]l)\. ?(?=#?\d)|"
+    r"([Aa]pt(?=\.)|[Rr]m(?=\.)|[Ss]te(?=\.)|[Bb]ldg|Apt|Rm|Ste)(?:\. ?| )(?=#?(?:\d|[A-Z](?!\w))))"
+)
 _NUMBERED_WORDS: Final = {
     "no": "number ", "nos": "numbers ", "vol": "volume ", "fig": "figure ", "ch": "chapter ", "sec": "section ", "art": "article ",
-    "p": "page ", "pp": "pages ", "ext": "extension ",
+    "p": "page ", "pp": "pages ", "ext": "extension ", "apt": "apartment ", "rm": "room ", "ste": "suite ", "bldg": "building ", "fl": "floor ",
 }  # fmt: skip
 _WITH: Final = re.compile(r"(?<![\w/])w/(?:(o)(?!\w)|(?=[\s\w]))")
 _WORLD_WAR: Final = re.compile(r"(?<!\w)WWI(I)?(?!\w)")
@@ -44,7 +47,7 @@ _WEEKDAYS: Final = re.compile(
 )
 _WEEKDAY_LIST: Final = re.compile(
     rf"(?<!\w)(?:{DAY_NAME}\.?(?:, (?:and |or )?| and | or | ?[&/] ?)){{1,6}}{DAY_NAME}\b\.?|"
-    rf"(?<=\b[Oo]n ){DAY_NAME}\b\.?(?= (?:at|or|and|from|between|through|to|in)\b|[,.;:!?]|\Z)"
+    rf"(?:(?<=\b[Oo]n )|(?<=\b[Cc]losed )|(?<=\b[Oo]pen )){DAY_NAME}\b\.?(?= (?:at|or|and|from|between|through|to|in)\b|[,.;:!?]|\Z)"
 )
 _MONTH_BEHIND: Final = re.compile(r",? (?:[a-z\d]|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec))")
 _SHORT_WEEKDAY: Final = re.compile(r"\b(Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b(\.?)")
@@ -57,16 +60,17 @@ _DOTTED: Final = re.compile(
 )
 _INITIAL: Final = re.compile(r"(?<![\w.'])[A-Z]\.(?=(?: ?[A-Z]\.){0,4} ?[A-Z][a-z'])")
 _ROMAN: Final = r"(?:X{0,3}(?:IX|IV|V?I{0,3}))(?![\w']|\.\w)"
+_LONG_ROMAN: Final = r"(?:(?:XL|XC|LX{0,3}|X{0,3})(?:IX|IV|V?I{0,3}))(?<!\bL)(?![\w']|\.\w)"
 _NUMERAL_AFTER: Final = re.compile(
     rf"(?<!\w)(Chapter|Part|Section|Volume|Vol|Act|Scene|Book|Phase|Type|Level|Stage|World War|Article|Appendix|Super Bowl|"
-    rf"Episode|Grade|Figure|Table|Mark|Title|Rocky|Apollo|Session|Lesson|Unit|Step|Tier|Class|Division) ({_ROMAN})"
+    rf"Episode|Grade|Figure|Table|Mark|Title|Rocky|Apollo|Session|Lesson|Unit|Step|Tier|Class|Division) ({_LONG_ROMAN})"
 )
 _REGNAL: Final = re.compile(
     r"(?<!\w)(Henry|Louis|George|Edward|Charles|James|William|Richard|John Paul|Pius|Leo|Benedict|Elizabeth|Mary|Catherine|"
     r"Alexander|Frederick|Nicholas|Philip|Napoleon|Ramesses|Gustav|Christian|Haakon|Juan Carlos|Felipe|Alfonso|Gregory|Innocent|"
     rf"Clement|Urban|Paul|John|Peter|Ivan|Otto|Wilhelm|Friedrich|Franz Joseph|Victor Emmanuel) ({_ROMAN})"
 )
-_ROMAN_VALUES: Final = {"I": 1, "V": 5, "X": 10}
+_ROMAN_VALUES: Final = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 _LEADING_WORD: Final = re.compile(r"[^\W\d_]+")
 MONTHS: Final = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
@@ -91,7 +95,7 @@ UNITS: Final = {
     "kWh": ("kilowatt hour", "kilowatt hours"), "kW": ("kilowatt", "kilowatts"), "MW": ("megawatt", "megawatts"), "W": ("watt", "watts"), "V": ("volt", "volts"),
     "mAh": ("milliamp hour", "milliamp hours"), "dB": ("decibel", "decibels"), "ms": ("millisecond", "milliseconds"), "s": ("second", "seconds"),
     "sec": ("second", "seconds"), "secs": ("second", "seconds"), "min": ("minute", "minutes"), "mins": ("minute", "minutes"), "h": ("hour", "hours"),
-    "hr": ("hour", "hours"), "hrs": ("hour", "hours"), "rpm": ("R P M", "R P M"), "fps": ("frame per second", "frames per second"),
+    "hr": ("hour", "hours"), "hrs": ("hour", "hours"), "rpm": ("R P M", "R P M"), "bpm": ("beat per minute", "beats per minute"), "fps": ("frame per second", "frames per second"),
     "px": ("pixel", "pixels"), "ha": ("hectare", "hectares"), "cal": ("calorie", "calories"), "kcal": ("kilocalorie", "kilocalories"),
     "sq ft": ("square foot", "square feet"), "sq. ft": ("square foot", "square feet"), "ft²": ("square foot", "square feet"), "m²": ("square meter", "square meters"),
     "m³": ("cubic meter", "cubic meters"), "km²": ("square kilometer", "square kilometers"), "cm²": ("square centimeter", "square centimeters"),
@@ -109,7 +113,7 @@ COUNTS: Final = frozenset(many.split()[0] for _, many in UNITS.values()) | words
 
 
 def abbreviations(sub: Sub) -> None:
-    sub(_NUMBERED, lambda match: _NUMBERED_WORDS[match.group(1).lower()])
+    sub(_NUMBERED, lambda match: _NUMBERED_WORDS[(match.group(1) or match.group(2)).lower()])
     sub(_STREET, _street)
     sub(_TITLE, lambda match: _TITLES[match.group(1)])
     sub(_SHORT_WORD, _short)

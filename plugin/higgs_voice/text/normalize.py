@@ -80,6 +80,7 @@ def normalize(
             english.say(rewriting, british=british, before=before)
         else:
             cardinals(rewriting, language)
+        rewriting.sub(_ASIDE, lambda match: [", ", match.span(1), "," if match.group(2) else ""])
         rewriting.sub(_BRACKETS, " ")
         stop = "."
     else:
@@ -109,6 +110,13 @@ _ASCII_MARKS: Final = {
 }  # fmt: skip
 _ASCII_MARK: Final = re.compile("[" + "".join(re.escape(mark) for mark in _ASCII_MARKS) + "]")
 _BRACKETS: Final = re.compile(r"[()\[\]{}<>|^~*_\\]+")
+# What stands in brackets is said as an aside, but for a list's "(a)" and behind words that lead into it.
+_LEADS: Final = "".join(
+    rf"(?<!\b{word})" for word in "A a an An the The of to and or in on by at for with is are was as".split()
+)
+_ASIDE: Final = re.compile(
+    rf"(?<=[\w%\"']){_LEADS} \((?!(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|i+|iv)\))([^\s()][^()]+)\)(?:(?=( )[\w$€£\"']))?"
+)
 _WIDE: Final = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 _INDIC: Final = re.compile("[\u0900-\u0d7f]")
 _DASH: Final = re.compile(r" ?(?:[—―]| –(?= )| -{1,3}(?= )|(?<=[^\s-])--(?=[^\s-]))[ —―–-]{0,8}")
