@@ -4,7 +4,7 @@ Stage 6 brings its latents near to those of the spectrum; which codes they fall 
 Here its latents are quantised and decoded, and the sound is compared as in stage 5 (`--listen`), beside the latents. Quantising has
 no gradient: the decoder's is given to the latents as it is ("straight through", van den Oord et al., 2017). Codebooks and
 the acoustic half stay as they are, so the model's codes mean what they meant. So does the decoder, unless `--both` trains it along;
-three pieces of eight then have their true codes, which are what the model speaks.
+three pieces of eight then have their true codes, which are what the model speaks. What is kept is the average over the last steps.
 
     python -m training.refine 2500 [--compile] [--both]
 """
@@ -12,11 +12,13 @@ three pieces of eight then have their true codes, which are what the model speak
 import argparse
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import HiggsAudioV2TokenizerModel
 
 from training import listener
@@ -27,7 +29,8 @@ from training.pieces import Pieces
 from training.settings import ENCODER_SEED, HOP, WORK
 
 RATE, FRAMES, BATCH = 3e-4, 24, 8
-DECODER_RATE, TRUE = 1.5e-4, 3  # TRUE: pieces with their true codes, where the decoder is trained
+DECODER_RATE, TRUE = 2e-4, 3  # TRUE: pieces with their true codes, where the decoder is trained
+DECAY = 0.998  # of the average that is kept
 
 
 def main() -> None:
@@ -41,17 +44,19 @@ def main() -> None:
     basis, metrics, books = load()
     codec = HiggsAudioV2TokenizerModel.from_pretrained(WORK / "codec", dtype=torch.float32)
     trained = [p for part in (codec.semantic_model, codec.encoder_semantic, codec.fc) for p in part.parameters()]
-    groups = [{"params": trained, "height": RATE}]
+    groups: list[dict[str, Any]] = [{"params": trained, "height": RATE}]
     if arguments.both:
         decoding = [*codec.acoustic_decoder.parameters(), *codec.fc2.parameters()]
         groups.append({"params": decoding, "height": DECODER_RATE, "betas": (0.8, 0.99), "weight_decay": 1e-3})
     else:
         codec.acoustic_decoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     progress, start = WORK / "refine.pt", 0
     if progress.exists():
         saved = torch.load(progress)
         codec.load_state_dict(saved["codec"])
+        average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
     hear, say = codec.acoustic_encoder, codec.acoustic_decoder
@@ -93,6 +98,7 @@ def main() -> None:
         for group in groups:
             nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimizer.step()
+        average.update_parameters(codec)
         for name, value in (("left", left), ("spectra", spectra), ("spoken", spoken), ("heard", heard)):
             shown[name] = 0.97 * shown.get(name, value.item()) + 0.03 * value.item()
         if step % 50 == 0:
@@ -103,8 +109,9 @@ def main() -> None:
                 flush=True,
             )
         if step % 250 == 249 or step == to - 1:
-            torch.save({"codec": codec.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, progress)
-            codec.save_pretrained(WORK / "codec")
+            parts = {"codec": codec.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(parts | {"step": step + 1}, progress)
+            average.module.save_pretrained(WORK / "codec")
 
 
 if __name__ == "__main__":
