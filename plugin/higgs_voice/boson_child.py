@@ -259,8 +259,8 @@ def _message(role: str, content: Any) -> Any:
 async def main() -> None:
     options = json.loads(sys.stdin.buffer.readline())
     token = options.pop("token")
-    out = sys.stdout
-    sys.stdout = sys.stderr  # the package prints; the line to the parent stays clean
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the package prints; the line to the parent stays clean
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), lambda: ended.set() if not os.read(sys.stdin.fileno(), 1) else None)

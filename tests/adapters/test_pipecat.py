@@ -39,7 +39,14 @@ from higgs_voice import Sampling, SessionSettings, Voice, Window
 from higgs_voice.adapters.pipecat import HiggsTTSService, HiggsTTSSettings, PlayoutTracker
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason
-from higgs_voice.errors import DependencyError, EngineDiedError, ModelNotFoundError, SettingsError, SnapshotError
+from higgs_voice.errors import (
+    DependencyError,
+    EngineBusyError,
+    EngineDiedError,
+    ModelNotFoundError,
+    SettingsError,
+    SnapshotError,
+)
 from tests.adapters.pipecat_kit import room, settle_loop
 
 TEXT = "Hello there, my friend. This is the second sentence of it. And here is a third one!"
@@ -503,6 +510,33 @@ async def test_an_engine_that_dies_in_mid_turn_is_an_error_frame_and_the_next_tu
         assert tts.is_usable
         assert "second" not in " ".join(r.transcript())
         assert tts.session.context_text.split("\n")[-1] == "The next turn works."
+
+
+@pytest.mark.parametrize(
+    ("tracker", "fails", "again_s"),
+    [(True, "One", 0.0), (False, "One", 0.0), (True, "Five", 0.7), (True, "Five", 1.3), (False, "Five", 0.7)],
+)
+async def test_after_a_reply_broke_off_its_rest_is_dropped_and_the_next_one_comes_at_once(
+    tracker: bool, fails: str, again_s: float
+) -> None:
+    engine = FakeSynthesizer(
+        script=lambda request: EngineBusyError("at capacity") if request.text.startswith(fails) else None
+    )
+    tts = HiggsTTSService(engine=engine)
+    async with room(tts, tracker=tracker) as r:
+        await r.say("One two three four. Five six seven eight. ", end=False)
+        await r.until(lambda: "Higgs could not speak: at capacity" in r.errors())
+        await asyncio.sleep(again_s)
+        await r.say("Nine ten eleven twelve. Thirteen fourteen", start=False)
+        await r.say("A new reply comes now.")
+        async with asyncio.timeout(4):
+            await r.until(lambda: "A new reply comes now." in " ".join(r.transcript()))
+        assert (
+            " ".join(r.transcript()) == ("One two three four. " if fails == "Five" else "") + "A new reply comes now."
+        )
+        assert engine.requests[-1].text == "A new reply comes now."
+        assert not any(word in item.text for item in engine.requests for word in ("Nine", "Thirteen"))
+        await r.until(lambda: not tts.get_audio_contexts())
 
 
 async def test_a_chunk_without_sound_is_an_error_frame_and_the_rest_is_spoken() -> None:

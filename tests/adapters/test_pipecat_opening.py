@@ -20,7 +20,7 @@ from higgs_voice.adapters.pipecat import HiggsTTSService, HiggsTTSSettings
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import Synthesizer
 from higgs_voice.errors import EngineClosedError, EngineDiedError, ModelNotFoundError
-from tests.adapters.mortal import mortals
+from tests.adapters.mortal import Mortal, mortals
 from tests.adapters.pipecat_kit import room, settle_loop
 
 
@@ -258,3 +258,49 @@ async def test_no_other_engine_is_said_each_time_and_tried_again(monkeypatch: py
         assert [item.text for item in made[1].requests] == ["But this."]
         assert [item.text for item in made[1].requests[0].context.exchanges] == ["Good morning."]
         assert r.errors().count(said) == 2
+
+
+@pytest.mark.parametrize("tracker", [True, False])
+@pytest.mark.parametrize("text_ended", [True, False])
+async def test_sound_that_is_ready_when_the_engine_dies_is_played(
+    tracker: bool, text_ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mortals(monkeypatch)
+    tts = HiggsTTSService(model="nano")
+    reply = "One two three four. Five six seven eight nine ten."
+    async with room(tts, tracker=tracker) as r:
+        await r.say(reply if text_ended else f"{reply} ", end=text_ended)
+        await r.until(lambda: r.output.seconds > 0.5 and len(made[0].requests) == 2)
+        made[0].failure = EngineDiedError("oh")
+        await r.worker.queue_frame(TTSSpeakFrame("Something else."))
+        if not text_ended:
+            await r.say(" This comes too late.", start=False)
+        await r.until(lambda: "Something else." in " ".join(r.transcript()))
+        assert " ".join(r.transcript()) == f"{reply} Something else."
+        await r.until(lambda: len(tts.session.exchanges) == 3)
+        assert tts.session.context_text.replace("\n", " ") == " ".join(r.transcript())
+        assert r.errors() == ([] if text_ended else ["Higgs could not speak: oh"])
+        await r.until(lambda: not tts.get_audio_contexts())
+
+
+async def test_an_engine_that_will_not_start_is_given_back_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mortals(monkeypatch)
+    refused = True
+
+    async def start(self: Mortal) -> None:
+        if refused and self is not made[0]:
+            raise EngineDiedError("no memory")
+
+    monkeypatch.setattr(Mortal, "start", start)
+    async with room(HiggsTTSService(model="nano")) as r:
+        await r.say("Good morning.")
+        await r.until(lambda: len(r.transcript()) == 1)
+        made[0].failure = EngineDiedError("oh")
+        for count in (1, 2):
+            await r.say("Nobody says this.")
+            await r.until(lambda count=count: sum("no memory" in error for error in r.errors()) == count)
+            await r.until(lambda count=count: [engine.closed for engine in made] == [True] * (count + 1))
+        refused = False
+        await r.say("But this.")
+        await r.until(lambda: "But this." in " ".join(r.transcript()))
+    assert [engine.closed for engine in made] == [True] * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -69,3 +70,13 @@ async def test_a_stop_between_two_seeds_holds(whole_session: bool) -> None:
     assert line.seeds == [7, 8, 9]
     engine.stop(asked.speech_id)  # nothing is spoken: nothing is remembered
     assert finish(await collect(engine, asked)).reason is FinishReason.COLLAPSE
+
+
+async def test_what_the_child_prints_before_its_answer_is_not_taken_for_it() -> None:
+    lines = asyncio.StreamReader()
+    lines.feed_data(b"Flash attention is not available\n42\n\xff\n" + b'{"port": 7}\n')
+    engine: Any = BosonSynthesizer("nano")
+    assert await engine._answer(lines) == {"port": 7}
+    lines.feed_eof()
+    assert await engine._answer(lines) is None
+    assert "Flash attention is not available" in engine._last_words

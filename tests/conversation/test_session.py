@@ -795,3 +795,20 @@ async def test_two_hundred_interrupted_turns_leave_nothing_behind() -> None:
 def test_an_unknown_setting_names_the_valid_ones() -> None:
     with pytest.raises(SettingsError, match=r"has no setting 'speed'; it has: sampling, window"):
         SessionSettings(speed=2)
+
+
+async def test_a_delta_without_content_is_no_text() -> None:
+    async def deltas() -> AsyncIterator[str | None]:
+        for text in ("Hello there, friend. ", None, "How are you ", None, "today? I am well."):
+            yield text
+
+    engine = FakeSynthesizer()
+    async with session_of(engine) as session:
+        items = await take(session.speak(deltas()))  # pyright: ignore[reportArgumentType]
+        assert " ".join(word.text for word in words(items)) == "Hello there, friend. How are you today? I am well."
+        speech = session.speak()
+        with pytest.raises(TypeError, match="fed with str, not bytes"):
+            speech.feed(b"no")  # pyright: ignore[reportArgumentType]
+        speech.feed("It goes on.")
+        speech.end()
+        assert [word.text for word in words(await take(speech))] == ["It", "goes", "on."]

@@ -98,6 +98,17 @@ def test_an_aside_in_brackets_is_said_as_one(written: str, spoken: str) -> None:
         ("10K runs and 10K users", "ten K runs and ten thousand users."),
         ("3B people and a 7B model", "three billion people and a seven B model."),
         ("closed Sun and holidays; the Sun and I", "closed Sunday and holidays; the Sun and I."),
+        (
+            "between 1e-5 and 3.2E+4.",
+            "between one times ten to the minus five and three point two times ten to the four.",
+        ),
+        ("gate 3E2", "gate three E two."),
+        ("(020) 7946 0018", "zero two zero, seven nine four six, zero zero one eight."),
+        ("ISBN 0-306-40615-X", "I S B N zero, three zero six, four zero six one five, X."),
+        (
+            "123e4567-e89b-12d3-a456-426614174000",
+            "one two three E four five six seven, E eight nine B, one two D three, A four five six, four two six six one four one seven four zero zero zero.",
+        ),
         ("a pulse of 72 bpm", "a pulse of seventy-two beats per minute."),
         ("FYI, it ships by EOD with USPS", "F Y I, it ships by E O D with U S P S."),
         ("Super Bowl LVIII and XL, Chapter XC", "Super Bowl fifty-eight and X L, Chapter ninety."),

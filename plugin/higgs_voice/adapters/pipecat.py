@@ -183,6 +183,7 @@ class HiggsTTSService(TTSService):
         self._timers: set[asyncio.TimerHandle] = set()
         self._failing: dict[int, Utterance] = {}
         self._pushing: Utterance | None = None
+        self._broken: str | None = None
         self._cutting = False
         self._hold_s = 0.0
         self._replies = 0
@@ -256,6 +257,9 @@ class HiggsTTSService(TTSService):
                 self._sync_model_name_to_metrics()
         except Exception as error:  # noqa: BLE001 - a service that cannot speak says why, whatever the reason
             self._opening_error = error
+            name, self._borrowed = self._borrowed, None
+            if name is not None:  # the next try borrows again
+                await engines.give_back(name)
             if self._started and not self._reopening:  # else whoever waits says so, and the next utterance tries again
                 await self._report_opening_error(error)
             return
@@ -276,18 +280,22 @@ class HiggsTTSService(TTSService):
         if name is None or engines.serves(name, session.engine):
             return
         logger.warning(f"{self}: the engine is dead; going on with another one")
+        self._reopening = True
+        self._opening_task = self.create_task(self._reopen(session, name, self._last_pump))
+
+    async def _reopen(self, dead: VoiceSession, name: str, last: asyncio.Task[None] | None) -> None:
+        """First what the old session began is played to its end: sound that is ready needs no engine, and what needs one fails."""
+        if last is not None and not last.done():
+            await asyncio.wait({last})
+        await asyncio.sleep(max(0.0, self._device.ahead(self._now())))
         try:
             self._snapshot = self.snapshot()
         except HiggsVoiceError as error:
             logger.warning(f"{self}: the voice begins anew: {error}")
-            self._voice_given = session.voice
-        self._session_settings, self._session, self._borrowed = session.settings, None, None
-        self._reopening = True
+            self._voice_given = dead.voice
         for utterance in self._utterances.values():
             utterance.orphan = utterance.speech is not None
-        self._opening_task = self.create_task(self._reopen(session, name))
-
-    async def _reopen(self, dead: VoiceSession, name: str) -> None:
+        self._session_settings, self._session, self._borrowed = dead.settings, None, None
         try:
             await dead.aclose()
         finally:
@@ -361,6 +369,8 @@ class HiggsTTSService(TTSService):
         elif isinstance(frame, LLMFullResponseStartFrame) and not frame.skip_tts:
             if self._turn_context_id is not None:
                 await self.on_turn_context_completed()  # of a turn whose end the LLM never sent
+        elif isinstance(frame, (LLMTextFrame, AggregatedTextFrame)) and not frame.skip_tts and self._broken_off:
+            return  # it would reopen a context that nobody closes
         elif isinstance(frame, LLMTextFrame) and self._stale(frame):
             logger.debug(f"{self}: dropping a token of an interrupted reply")
             return
@@ -401,6 +411,11 @@ class HiggsTTSService(TTSService):
             frame.metadata[self._reply_mark] = self._replies
         await super().queue_frame(frame, direction, callback)
 
+    @property
+    def _broken_off(self) -> bool:
+        """Whether the present reply could not be spoken further: the rest of its text is not, and opens no context again."""
+        return self._broken is not None and self._broken == self._turn_context_id
+
     def _stale(self, token: LLMTextFrame) -> bool:
         """Whether the reply of a token was interrupted. One outside of any reply never is."""
         reply = token.metadata.get(self._reply_mark, 0)
@@ -433,8 +448,8 @@ class HiggsTTSService(TTSService):
         utterance = self._utterances.get(context_id)
         if utterance is not None:
             utterance.end()
-        elif self.audio_context_available(context_id):
-            await self.remove_audio_context(context_id)  # opened for text that an unusable service was not given
+        if (utterance is None or self._broken_off) and self.audio_context_available(context_id):
+            await self.remove_audio_context(context_id)  # opened for text that was not spoken any more
         await self._report_usage()
         await super().on_turn_context_completed()
 
@@ -451,7 +466,7 @@ class HiggsTTSService(TTSService):
             interruptible=context.interruptible if context else True,
             in_transcript=context.append_to_context if context else True,
         )
-        if self._session is not None:
+        if self._session is not None and not self._reopening:
             self._speak(self._session, utterance)
         task = self._last_pump = self.create_task(self._pump(utterance, self._last_pump))
         self._pumps.add(task)
@@ -495,6 +510,7 @@ class HiggsTTSService(TTSService):
             else:
                 failure = ErrorFrame(error=f"Higgs could not speak: {error}", exception=error)
                 self._failing[id(failure)] = utterance
+                self._broken = utterance.context_id
         if utterance.dead:
             return
         tail = await utterance.resampler.flush()

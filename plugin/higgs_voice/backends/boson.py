@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any, cast
 
 from .. import errors
 from ..config import boson_python, cache_folder
@@ -99,15 +100,14 @@ class BosonSynthesizer(Sounding):
         child.stdin.write(json.dumps(options).encode() + b"\n")
         self._watcher = asyncio.get_running_loop().create_task(self._watch(child), name="higgs-voice boson child")
         try:
-            said = await asyncio.wait_for(child.stdout.readline(), self._start_timeout_s)
+            answer = await asyncio.wait_for(self._answer(child.stdout), self._start_timeout_s)
         except TimeoutError:
             raise EngineDiedError(
                 f"boson_multimodal has not loaded {model} within {self._start_timeout_s:.0f} s"
             ) from None
-        if not said:
+        if answer is None:
             await self._watcher
             raise self._failure or EngineDiedError("the process with boson_multimodal ended before it was ready")
-        answer = json.loads(said)
         if "error" in answer:
             kind = getattr(errors, answer["kind"], None)
             raise (kind if isinstance(kind, type) else EngineDiedError)(answer["error"])
@@ -115,6 +115,20 @@ class BosonSynthesizer(Sounding):
         self._remote = line
         await line.start()
         return line
+
+    async def _answer(self, lines: asyncio.StreamReader) -> dict[str, Any] | None:
+        """The child's own line among what is printed while it imports; None if it ended before it said it."""
+        while said := await lines.readline():
+            try:
+                answer = json.loads(said)
+            except ValueError:
+                answer = None
+            if isinstance(answer, dict) and ("port" in answer or "error" in answer):
+                return cast("dict[str, Any]", answer)
+            text = said.decode("utf-8", "replace").rstrip()
+            self._last_words.append(text)
+            log.debug("boson_multimodal: %s", text)
+        return None
 
     async def _watch(self, child: asyncio.subprocess.Process) -> None:
         """Keep the child's last words, and tell everybody when it is gone."""

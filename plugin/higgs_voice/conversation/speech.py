@@ -190,10 +190,15 @@ class Speech:
             self._tasks.append(loop.create_task(self._feed_from(text), name=f"feed {self.id}"))
         self._tasks.append(loop.create_task(self._run(), name=f"speech {self.id}"))
 
-    def feed(self, text: str) -> None:
-        """More of the text, split anywhere. After `stop` it is ignored; after `end` it is an error."""
-        if self.stopped:
+    def feed(self, text: str | None) -> None:
+        """More of the text, split anywhere. After `stop` it is ignored; after `end` it is an error.
+
+        None, which an LLM's deltas may have for a content, is no text; anything else that is no `str` is a `TypeError`.
+        """
+        if self.stopped or text is None:
             return
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a speech is fed with str, not {type(text).__name__}: {text!r:.60}")
         if self._text_ended:
             raise ValueError("this speech's text has ended; begin another one with session.speak()")
         self._text.append(text)

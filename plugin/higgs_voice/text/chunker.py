@@ -163,6 +163,8 @@ _EXTENDS: Final = re.compile(  # never begins a grapheme
 
 _MAX_RUN: Final = 16  # equal marks that are looked at together, so that no run of them is waited for without end
 _LOOK_BACK: Final = 40  # characters of a token before a stop
+# What a mark behind it seldom ends, whatever comes: "jane." of an address, "www.", "https:", "e." of "e.g."
+_UNFINISHED: Final = re.compile(r"(?:@\S*|\bwww|\bhttps?|(?<![\w'’.])[a-z])\Z")
 _LOOK_AHEAD: Final = 300  # characters within which a bracket, a tag, inline code must close
 _FIRST_LOOK_AHEAD: Final = 80  # the same in the first chunk of a turn, which somebody waits for
 _MAX_ATOMS: Final = 64  # in one chunk, so that tags alone are not held back and looked through again and again
@@ -459,6 +461,8 @@ class Chunker:
         behind = run.end() if run else i + 1
         close = _CLOSE.match(text, behind)
         if close is None or text[close.end() :].strip():
+            return None
+        if _UNFINISHED.search(text, max(0, i - _LOOK_BACK), i):
             return None
         if run is None:
             clause = text[i] in ",;:" + _FREE_CLAUSE + _DASHES and not text[max(i - 1, 0) : i].isdigit()

@@ -13,7 +13,7 @@ _INTERNATIONAL: Final = re.compile(r"(?<![\w+])\+\d[\d ().-]{5,20}\d(?!\w)")
 _PHONE: Final = re.compile(
     r"(?<![\w.,$€£+/-])(?:(1)[ .-])?(?:\((\d{3})\) ?|(\d{3})[ .-])(\d{3})[ .-](\d{4})(?![\w-]|[.,]\d)"
 )
-_TRUNK: Final = re.compile(r"(?<![\w.,$€£+/-])0\d{1,4}(?:[ -]\d{2,8}){1,4}(?![\w-]|[.,]\d)")
+_TRUNK: Final = re.compile(r"(?<![\w.,$€£+/-])(?:0\d{1,4}|\(0\d{1,4}\))(?:[ -]\d{2,8}){1,4}(?![\w-]|[.,]\d)")
 _LOCAL: Final = re.compile(r"(?<![\w.,$€£+/-])(\d{3})-(\d{4})(?![\w-]|[.,]\d)")
 _DIALLED: Final = re.compile(
     r"(?<!\w)((?:[Cc]all|[Dd]ial|[Tt]ext|[Pp]ress|[Rr]ing|[Pp]hone|[Rr]each(?= (?:us|me|them|him|her)\b)|[Ee]nter(?! (?:19|20)\d\d\b(?!#)))(?: (?:us|me|them|him|her))?(?: back)?(?: at| on)? )"
@@ -55,6 +55,10 @@ _CODE_FIRST: Final = re.compile(rf"\A(\W{{0,8}})(?=(?:\d[ -]?){{4}}){_CODE_FIGUR
 _SECURITY: Final = re.compile(
     r"(?<![\w.,$€£+/-])(?:\d{3}-\d{2}-\d{4}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}|\d{4}([ -])\d{6}\2\d{5})(?![\w-]|[.,]\d)"
 )
+_ISBN: Final = re.compile(
+    r"(?<!\w)(ISBN(?:-1[03])?(?: is)?:? )(97[89][ -]?(?:\d[ -]?){9}\d|(?:\d[ -]?){9}[\dX])(?![\w-])"
+)
+_UUID: Final = re.compile(r"(?<![\w-])[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?![\w-])")
 _LONG_HASH: Final = re.compile(r"(?<!\w)(?:#|№) ?(\d{4,20})(?![\w/]|[.,:-]\d)")
 
 
@@ -66,6 +70,8 @@ def telephones(sub: Sub) -> None:
 
 def codes(sub: Sub, before: str) -> None:
     """What the words before it, in `before` too, say to be a code; telephone numbers without an area code."""
+    sub(_UUID, lambda match: _spelled(match.group()))
+    sub(_ISBN, lambda match: [match.span(1), _spelled(match.group(2))])
     sub(_SECURITY, lambda match: _grouped(match.group()))
     if _CODE_BEFORE.search(before):
         sub(_CODE_FIRST, lambda match: [match.span(1), _grouped(match.group(2))])
@@ -85,6 +91,13 @@ def postal_and_dialled(sub: Sub) -> None:
 def _grouped(code: str) -> str:
     """A code's digits, a pause between its groups."""
     return ", ".join(digits(group) for group in re.split("[ -]", code))
+
+
+def _spelled(code: str) -> str:
+    """Digits and letters one by one, a pause between groups."""
+    return ", ".join(
+        " ".join(digits(char) if char.isdigit() else char.upper() for char in group) for group in re.split("[ -]", code)
+    )
 
 
 def _code(match: Match) -> Pieces:
@@ -135,5 +148,5 @@ def _international(match: Match) -> Pieces:
 
 def _trunk(match: Match) -> Pieces:
     """A number with its area code and leading zero, as outside North America."""
-    groups = re.split("[ -]", match.group())
+    groups = re.findall(r"\d+", match.group())
     return ", ".join(digits(group) for group in groups) if 8 <= sum(map(len, groups)) <= 13 else None

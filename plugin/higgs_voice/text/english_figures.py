@@ -119,6 +119,7 @@ _SCALED: Final = re.compile(
 _MINUS: Final = re.compile(r"(?<![\w)\]%.,])-(?=\.?\d)")
 _JOINED: Final = re.compile(r"(?<=[\w.])-(?=\d)")
 _APPROXIMATELY: Final = re.compile(r"(?<!\w)~ ?(?=[$€£]?\d)")
+_SCIENTIFIC: Final = re.compile(r"(?<![\w.,])(\d{1,9}(?:\.\d{1,9})?)(?:e|E(?=[+-]))([+-]?)(\d{1,3})(?![\w-]|\.\d)")
 _POWER: Final = re.compile(r"(?<=[\w)])\^(\d{1,3}|[a-z](?!\w))")
 _SUPERSCRIPT: Final = re.compile("(?<=[\\w)])[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}")
 _SUPERSCRIPTS: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
@@ -129,6 +130,14 @@ _YEAR_BEFORE: Final = re.compile(
 
 
 def figures(sub: Sub, british: bool, before: str) -> None:
+    sub(
+        _SCIENTIFIC,
+        lambda match: [
+            match.span(1),
+            " times ten to the " + ("minus " if match.group(2) == "-" else ""),
+            match.span(3),
+        ],
+    )
     sub(_APPROXIMATELY, "about ")
     sub(_EUROPEAN, lambda match: match.group().replace(".", "").replace(",", "."))
     sub(_ZONE, lambda match: " minus " if match.group(1) == "-" else " plus ")
