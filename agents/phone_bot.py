@@ -37,6 +37,7 @@ import phone_webhooks
 import soxr
 import uvicorn
 from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.responses import JSONResponse
 from loguru import logger
 from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer, VADState
@@ -65,12 +66,13 @@ from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
 from pipecat_bot import ANSWERS, PocketsphinxEars, ScriptedLLM, listen
 
-from higgs_voice import SessionSettings, Synthesizer, Voice, Window, create_backend
+from higgs_voice import Sampling, SessionSettings, Synthesizer, Voice, Window, create_backend
 from higgs_voice.adapters.phone import PROVIDERS, PhoneBand, PhoneCall, PhoneTransport, take_call
 from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
 from higgs_voice.adapters.telephony import PHONE_RATE, PhoneSettings
 from higgs_voice.errors import HiggsVoiceError, ProtocolError
 
+MOST_BODY = 2**16  # bytes of a webhook's request, before its signature is looked at
 LEAVE_S = 5
 """How long the server's end waits for calls to end."""
 LAST_CUT_S = 2.0
@@ -155,6 +157,11 @@ class PhoneBot:
         self.on_call: list[Callable[[Live], None]] = []
         """Called when a call's pipeline is ready to run."""
         self._open = 0
+
+    @property
+    def failure(self) -> HiggsVoiceError | None:
+        """Why the engine speaks nothing more, if it is dead for good."""
+        return getattr(self.engine, "failure", None)
 
     @property
     def full(self) -> bool:
@@ -377,13 +384,17 @@ def create_app(bot: PhoneBot) -> FastAPI:
     async def answer(provider: str, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         if provider not in PROVIDERS:
             return Response(f"no such provider: {provider}; there are {', '.join(PROVIDERS)}\n", 404)
+        length = request.headers.get("content-length", "0" if request.method == "GET" else "")
+        if not length.isdigit() or int(length) > MOST_BODY:
+            return Response(f"a request needs a Content-Length of at most {MOST_BODY} bytes\n", 413)
         body = await request.body()
         refusal = _refusal(options, provider, request, body)
         if refusal:
             logger.warning(f"a request to /answer/{provider} is refused: {refusal}")
             return Response(f"{refusal}\n", 403)
-        if bot.full:
-            logger.warning(f"a call of {provider} is turned away: {options.most_calls} calls are going on")
+        if bot.full or bot.failure is not None:
+            why = bot.failure or f"{options.most_calls} calls are going on"
+            logger.warning(f"a call of {provider} is turned away: {why}")
             text, kind, status = phone_webhooks.busy(provider)
             return Response(text, status, media_type=kind)
         fields = dict(_fields(request, body))
@@ -412,8 +423,11 @@ def create_app(bot: PhoneBot) -> FastAPI:
             await bot.serve(websocket)
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        return {"calls": len(bot.calls), "most_calls": options.most_calls, "model": bot.engine.info.model}
+    async def health() -> Response:  # pyright: ignore[reportUnusedFunction]
+        told = {"calls": len(bot.calls), "most_calls": options.most_calls, "model": bot.engine.info.model}
+        if bot.failure is not None:
+            return JSONResponse(told | {"error": str(bot.failure)}, 503)
+        return JSONResponse(told)
 
     return app
 
@@ -467,10 +481,15 @@ class _Server(uvicorn.Server):
 
     on_ready: Callable[[], None] | None = None
     """Called when it answers."""
+    failed: Callable[[], bool] = staticmethod(lambda: False)
+    """Asked now and then; true ends it."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self.failed()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -479,12 +498,15 @@ class _Server(uvicorn.Server):
 
 
 async def serve(bot: PhoneBot, listener: socket.socket, on_ready: Callable[[], None] | None = None) -> None:
-    """Answer calls until SIGINT or SIGTERM; then end them, and the engine. Errors: those of the engine's start."""
+    """Answer calls until SIGINT or SIGTERM, or until the engine is dead; then end them, and the engine. Errors: the engine's."""
     try:
         await bot.engine.start()
         server = _Server(uvicorn.Config(create_app(bot), log_level="warning", timeout_graceful_shutdown=LEAVE_S))
         server.on_ready = on_ready
+        server.failed = lambda: bot.failure is not None
         await server.serve([listener])
+        if bot.failure is not None:
+            raise bot.failure
         logger.info("stopped")
     finally:
         await bot.engine.aclose()
@@ -532,6 +554,18 @@ def main() -> None:
         sys.exit(
             f"phone_bot: no provider is set up: set one of {names}, or try --unsigned on this machine (docs/phone.md)"
         )
+    if given.public_url and not given.public_url.startswith(("https://", "http://")):
+        sys.exit(f"phone_bot: --public-url is where providers reach this server, https://…, not {given.public_url!r}")
+    try:
+        phone = PhoneSettings(prebuffer_s=given.prebuffer, level_dbfs=given.level)
+        SessionSettings(window=Window.last_n(given.window), sampling=Sampling(temperature=given.temperature))
+    except ValueError as error:
+        sys.exit(f"phone_bot: {error}")
+    try:
+        if "telnyx" in credentials:
+            phone_webhooks.signed_by_telnyx(credentials["telnyx"], {}, b"")
+    except ValueError as error:
+        sys.exit(f"phone_bot: TELNYX_PUBLIC_KEY is no public key as Telnyx shows it, base64 of 32 bytes: {error}")
     options = Options(
         speaker=given.speaker,
         temperature=given.temperature,
@@ -542,7 +576,7 @@ def main() -> None:
         llm_key=given.llm_key,
         public_url=given.public_url,
         most_calls=given.most_calls,
-        phone=PhoneSettings(prebuffer_s=given.prebuffer, level_dbfs=given.level),
+        phone=phone,
         credentials=credentials,
         secret=os.environ.get("HIGGS_PHONE_SECRET") or secrets.token_hex(16),
         unsigned=given.unsigned,

@@ -8,6 +8,7 @@ All speech comes through the engine as it ships (`create_backend("nano")`). What
 - `wer_ratio`: word error (pocketsphinx) of sentences never trained on, over that of flite's slt and rms saying the same;
 - `codec_wer_ratio`: word error of flite's speech after encode and decode, over that before;
 - `similarity_slope`: change a turn of the speaker embedding's cosine (resemblyzer) to the first turns of a conversation;
+- `obedience` (in the report): how often a description alone, and `[SPEAKERn]` in a dialogue of two, gives the voice asked for;
 - `clone_accuracy`: how often, of the four training voices, the one in the reference clip is nearest to what is spoken;
 - `rtf_one_core`: processor seconds for a second of speech;
 - `runaways`: what did not end by itself, but at the limit of its length, in silence or without sound, of how many: of the single
@@ -35,6 +36,12 @@ from training.speech import speak
 HERE = Path(__file__).resolve().parent
 PLOTS = HERE.parent / "docs" / "img"
 DESCRIBED = {"slt": "feminine", "rms": "masculine"}
+DESCRIPTIONS = {
+    "slt": "feminine; american",
+    "rms": "masculine; american",
+    "awb": "masculine; scottish",
+    "kal16": "masculine; robotic",
+}
 Samples = NDArray[np.float32]
 
 
@@ -223,6 +230,40 @@ async def cloning(speaker: Speaker, sentences: list[str], clips: int) -> dict[st
     return {"right": right, "of": clips, "clone_accuracy": sum(right.values()) / (clips * len(VOICES))}
 
 
+async def obedience(speaker: Speaker, sentences: list[str], clips: int) -> dict[str, object]:
+    """Whether the voice nearest to what is spoken is the one asked for: by a description alone, and of two speakers by `[SPEAKERn]`.
+
+    Dialogues of `2 * clips` turns between slt and each of the others, by descriptions and by a clip of each.
+    """
+    centres = np.stack([embeddings([flite(text, voice) for text in sentences[20:28]]).mean(0) for voice in VOICES])
+    described: dict[str, int] = {}
+    dialogues: dict[str, dict[str, int]] = {"described": {}, "cloned": {}}
+    for voice in VOICES:
+        spoken = [
+            (await speaker.conversation([f"{a} {b}"], Voice.create(speakers=[DESCRIPTIONS[voice]])))[0].audio
+            for a, b in zip(sentences[:clips], sentences[clips : 2 * clips], strict=True)
+        ]
+        described[voice] = int(((embeddings(spoken) @ centres.T).argmax(1) == VOICES.index(voice)).sum())
+    for other in VOICES[1:]:
+        pair = ("slt", other)
+        lines = [
+            f"[SPEAKER{n % 2}] {a} {b}"
+            for n, (a, b) in enumerate(zip(sentences[60 : 60 + 2 * clips], sentences[80 : 80 + 2 * clips], strict=True))
+        ]
+        texts = [sentences[30] + " " + sentences[50], sentences[31] + " " + sentences[51]]
+        clones = tuple(
+            Reference.from_array(flite(text, name), SAMPLE_RATE, text) for text, name in zip(texts, pair, strict=True)
+        )
+        for kind, cast in (
+            ("described", Voice.create(speakers=[DESCRIPTIONS[name] for name in pair])),
+            ("cloned", Voice(references=clones)),
+        ):
+            said = embeddings([one.audio for one in await speaker.conversation(lines, cast)])
+            two = centres[[VOICES.index(name) for name in pair]]
+            dialogues[kind][other] = int(((said @ two.T).argmax(1) == np.arange(len(lines)) % 2).sum())
+    return {"described": described, "of": clips, "dialogues": dialogues, "turns": 2 * clips}
+
+
 def spectra(sentence: str, said: Samples, again: Samples) -> None:
     """The same sentence by flite, through the codec, and by the voice."""
     import matplotlib.pyplot as plt
@@ -254,6 +295,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
             report["voice"] = await consistency(speaker, turns[: options.turns])
         if options.clips:
             report["clone"] = await cloning(speaker, sentences, options.clips)
+            report["obedience"] = await obedience(speaker, sentences, options.clips)
     finally:
         await engine.aclose()
     return report

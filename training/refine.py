@@ -55,6 +55,8 @@ def main() -> None:
     progress, start = WORK / "refine.pt", 0
     if progress.exists():
         saved = torch.load(progress)
+        if len(saved["optimizer"]["param_groups"]) != len(groups):
+            raise SystemExit(f"{progress} was begun {'without' if arguments.both else 'with'} --both: remove it first")
         codec.load_state_dict(saved["codec"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])

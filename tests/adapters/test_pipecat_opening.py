@@ -19,7 +19,14 @@ from higgs_voice.adapters import engines
 from higgs_voice.adapters.pipecat import HiggsTTSService, HiggsTTSSettings
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import Synthesizer
-from higgs_voice.errors import EngineClosedError, EngineDiedError, ModelNotFoundError
+from higgs_voice.errors import (
+    ConnectionLostError,
+    EngineBusyError,
+    EngineClosedError,
+    EngineDiedError,
+    HiggsVoiceError,
+    ModelNotFoundError,
+)
 from tests.adapters.mortal import Mortal, mortals
 from tests.adapters.pipecat_kit import room, settle_loop
 
@@ -139,6 +146,32 @@ async def test_an_opening_that_fails_is_said_once(tracker: bool, monkeypatch: py
         assert not tts.is_usable
         assert r.end.of(TTSAudioRawFrame) == []
         assert r.transcript() == []
+
+
+@pytest.mark.parametrize("error", [ConnectionLostError("nobody answers"), EngineBusyError("all seats are taken")])
+async def test_an_engine_that_is_away_when_the_call_begins_is_tried_again(
+    error: HiggsVoiceError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = True
+
+    async def borrow(model: str) -> Synthesizer:
+        if away:
+            raise error
+        return FakeSynthesizer()
+
+    async def give_back(model: str) -> None: ...
+
+    monkeypatch.setattr(engines, "borrow", borrow)
+    monkeypatch.setattr(engines, "give_back", give_back)
+    async with room(HiggsTTSService(model="ws://127.0.0.1:1")) as r:
+        await r.say("Nobody hears this.")
+        await r.until(lambda: any(str(error) in said for said in r.errors()))
+        assert r.tts.is_usable
+        await r.until(lambda: not r.tts.get_audio_contexts())
+        away = False
+        await r.say("But this.")
+        await r.until(lambda: "But this." in " ".join(r.transcript()))
+        assert "Nobody" not in " ".join(r.transcript())
 
 
 async def test_settings_wait_for_the_session(monkeypatch: pytest.MonkeyPatch) -> None:

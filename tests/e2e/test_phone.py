@@ -27,7 +27,7 @@ from loguru import logger
 
 from higgs_voice import create_backend
 from higgs_voice.adapters.telephony import PhoneSettings
-from higgs_voice.errors import SettingsError
+from higgs_voice.errors import EngineDiedError, SettingsError
 from tests.e2e.phone_line import AUDIBLE, CLIP, TICK_S, Conditions, Line, from_ulaw, gaps_s, load, rms, to_ulaw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -517,6 +517,59 @@ def client_of(agents: tuple[ModuleType, ModuleType], **options: Any) -> httpx.As
 
 CREDENTIALS = {"twilio": "12345", "plivo": "67890", "exotel": "let-me-in"}
 FORM = {"CallSid": "CA1", "From": "+15550100", "To": "+15550199", "Caller": "Zo\u00eb & Co"}
+
+
+async def test_who_is_not_the_provider_cannot_fill_the_memory(agents: tuple[ModuleType, ModuleType]) -> None:
+    async with client_of(agents, credentials={"twilio": "secret"}) as client:
+        big = await client.post("/answer/twilio", content=b"x" * (2**16 + 1))
+        assert big.status_code == 413
+        endless = await client.post("/answer/twilio", content=pieces())
+        assert endless.status_code == 413
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    yield b"From=1"
+
+
+async def test_a_bot_whose_engine_is_dead_takes_no_calls_and_ends(agents: tuple[ModuleType, ModuleType]) -> None:
+    phone_bot, _ = agents
+    bot = phone_bot.PhoneBot(create_backend("fake"), phone_bot.Options(unsigned=True))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(phone_bot.create_app(bot)), base_url="http://bot.example.com"
+    ) as client:
+        assert (await client.get("/health")).status_code == 200
+        bot.engine.failure = EngineDiedError("the step failed")
+        told = await client.get("/health")
+        assert (told.status_code, told.json()["error"]) == (503, "the step failed")
+        assert "busy" in (await client.post("/answer/twilio")).text.lower()
+    listener = phone_bot.listen("127.0.0.1", 0)
+    with pytest.raises(EngineDiedError, match="the step failed"):
+        await asyncio.wait_for(phone_bot.serve(bot, listener), 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--prebuffer", "50"], "prebuffer_s"),
+        (["--level", "5"], "level_dbfs"),
+        (["--window", "-1"], "Window.n"),
+        (["--temperature", "9"], "temperature"),
+        (["--public-url", "bot.example.com"], "https://"),
+        ([], "TELNYX_PUBLIC_KEY"),
+    ],
+)
+def test_what_cannot_be_set_is_said_before_a_call_comes(
+    given: list[str], sentence: str, agents: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone_bot, _ = agents
+    monkeypatch.setattr(sys, "argv", ["phone_bot", "--model", "fake", "--unsigned", *given])
+    monkeypatch.setattr(phone_bot, "listen", lambda *_: pytest.fail("it would have started"))
+    if not given:
+        monkeypatch.setenv("TELNYX_PUBLIC_KEY", "garbage")
+    with pytest.raises(SystemExit) as ended:
+        phone_bot.main()
+    assert sentence in str(ended.value)
+    assert "\n" not in str(ended.value)
 
 
 async def test_twilios_documented_example(agents: tuple[ModuleType, ModuleType]) -> None:

@@ -8,7 +8,8 @@ import json
 import re
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -71,6 +72,35 @@ async def test_the_token_is_asked_for_everywhere_but_health() -> None:
         assert (await client.get("/readyz")).status_code == 200
 
 
+async def test_a_token_from_a_file_with_a_line_feed(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(token="open-sesame\n") as server, http(server) as client:
+        assert (await client.get("/v1/voices", headers={"Authorization": "Bearer open-sesame"})).status_code == 200
+        engine = RemoteSynthesizer(server.url, token="open-sesame\n")
+        async with aclosing(engine):
+            await engine.start()
+        with caplog.at_level("WARNING", logger="higgs_voice.server"):
+            await client.get("/v1/voices", headers={"Authorization": "Bearer open-simsim"})
+        assert [record.getMessage() for record in caplog.records] == ["refused client=127.0.0.1 why=token"]
+    with pytest.raises(SettingsError, match="ASCII"):
+        ServerSettings(token="schlüssel-12")
+
+
+async def test_a_description_counts_like_a_text() -> None:
+    async with serving(max_text=40) as server, http(server) as client:
+        body = {"input": "Hello there.", "instructions": "warm voice, " * 3}
+        answer = await client.post("/v1/audio/speech", json=body)
+        assert answer.status_code == 400
+        assert "the input and the instructions have 48 characters" in answer.json()["error"]["message"]
+        engine = RemoteSynthesizer(server.url)
+        async with aclosing(engine):
+            await engine.start()
+            asked = request(text="Hello.")
+            voice = replace(asked.context.voice, speakers=("SPEAKER0: " + "warm " * 20,))
+            with pytest.raises(RefusedError, match="described in"):
+                await collect(engine, replace(asked, context=replace(asked.context, voice=voice)))
+            assert await collect(engine, request(text="Hello."))
+
+
 async def test_web_pages_do_not_get_in() -> None:
     async with serving() as server, http(server) as client:
         assert (await client.get("/v1/voices", headers={"Origin": "http://evil.example"})).status_code == 403
@@ -101,6 +131,9 @@ async def test_readiness_follows_the_engine() -> None:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.get("/v1/load")).json()["load"] == 1.0
+        early = await client.post("/v1/audio/speech", json={"input": "Hi."})
+        assert (early.status_code, early.headers["retry-after"]) == (503, "2")
+        assert "loading" in early.json()["error"]["message"]
         loaded.set()
         await starting
         assert (await client.get("/readyz")).status_code == 200
@@ -421,7 +454,7 @@ async def test_a_drain_finishes_what_is_said_and_takes_nothing_new() -> None:
         await until(lambda: server.hub.draining)
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.get("/v1/load")).json()["load"] == 1.0
-        assert (await client.post("/v1/audio/speech", json={"input": "Hi."})).status_code == 429
+        assert (await client.post("/v1/audio/speech", json={"input": "Hi."})).status_code == 503
         with pytest.raises(EngineBusyError, match="shutting down"):
             await collect(remote, request(session="new"))
         assert not draining.done()

@@ -37,7 +37,14 @@ from ..conversation.speech import ChunkReport, Speech
 from ..conversation.synthesizer import Synthesizer
 from ..conversation.timing import Word
 from ..conversation.voice import Voice
-from ..errors import DependencyError, EngineClosedError, HiggsVoiceError, SettingsError
+from ..errors import (
+    ConnectionLostError,
+    DependencyError,
+    EngineBusyError,
+    EngineClosedError,
+    HiggsVoiceError,
+    SettingsError,
+)
 from ..text import Lexicon
 from . import engines
 from .playout import Device, Timeline
@@ -260,6 +267,8 @@ class HiggsTTSService(TTSService):
             name, self._borrowed = self._borrowed, None
             if name is not None:  # the next try borrows again
                 await engines.give_back(name)
+            # A server that is away or full comes back: the next utterance tries again.
+            self._reopening = self._reopening or isinstance(error, (ConnectionLostError, EngineBusyError))
             if self._started and not self._reopening:  # else whoever waits says so, and the next utterance tries again
                 await self._report_opening_error(error)
             return
@@ -323,7 +332,7 @@ class HiggsTTSService(TTSService):
     async def start(self, frame: StartFrame) -> None:
         await super().start(frame)
         self._started = True
-        if self._opening_error is not None:  # before the start nothing carries it upstream
+        if self._opening_error is not None and not self._reopening:  # before the start nothing carries it upstream
             await self._report_opening_error(self._opening_error)
 
     async def _report_opening_error(self, error: Exception) -> None:

@@ -127,7 +127,7 @@ class RemoteSynthesizer:
             raise SettingsError(f"a server is named ws://host:port or wss://host:port, not {url!r}")
         places = [_without_token(_checked(item)) for item in urls]
         self._urls = [item for item, _ in places]
-        self._tokens = [own or token for _, own in places]
+        self._tokens = [own or (token or "").strip() or None for _, own in places]
         self._place = 0
         self._window_s = window_s
         self._connect_timeout_s = connect_timeout_s

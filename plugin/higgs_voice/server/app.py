@@ -28,6 +28,7 @@ from ..conversation.voice import Voice
 from ..errors import (
     DependencyError,
     EngineBusyError,
+    EngineClosedError,
     EngineError,
     HiggsVoiceError,
     ProtocolError,
@@ -144,9 +145,14 @@ class App:
             return 403, f"a server without a token is not reached as {host!r}; use 127.0.0.1"
         return None
 
+    def _note_refusal(self, request: HTTPConnection) -> None:
+        self.metrics.refusals.labels("token").inc()
+        peer = request.client.host if request.client else None
+        telemetry.event(log, "refused", level=logging.WARNING, client=peer, why="token")
+
     def _http_refusal(self, request: HTTPConnection) -> Response | None:
         if request.url.path not in ("/healthz", "/readyz") and (refusal := self._refusal(request)) is not None:
-            self.metrics.refusals.labels("token").inc()
+            self._note_refusal(request)
             return _json_error(*refusal)
         if request.scope["method"] == "POST":
             length = request.headers.get("content-length", "")
@@ -185,19 +191,21 @@ class App:
 
     async def speech(self, body: SpeechBody) -> Response:
         check_speed(body.speed)
-        if len(body.input) > self.settings.max_text:
-            raise RefusedError(
-                f"the input has {len(body.input)} characters; this server takes {self.settings.max_text}"
-            )
+        size = len(body.input) + len(body.instructions or "")  # the model reads both before it speaks
+        if size > self.settings.max_text:
+            what = "the input and the instructions have" if body.instructions else "the input has"
+            raise RefusedError(f"{what} {size} characters; this server takes {self.settings.max_text}")
         if not body.input.strip():
             raise RefusedError("the input is blank")
+        if not self.ready or self.hub.draining:
+            raise EngineClosedError(
+                f"the server {'is shutting down' if self.hub.draining else 'is loading its engine'}; try again"
+            )
         voice = await self.voices.get(body.voice)
         if body.instructions and not voice.speakers:
             voice = Voice.create(
                 name=voice.name, scene=voice.scene, speakers=body.instructions, references=voice.references
             )
-        if self.hub.draining:
-            raise EngineBusyError("the server is shutting down")
         if self.hub.http_streams >= self.settings.max_http_streams:
             self.metrics.refusals.labels("http").inc()
             raise EngineBusyError(
@@ -242,7 +250,7 @@ class App:
 
     async def websocket(self, socket: WebSocket) -> None:
         if (refusal := self._refusal(socket)) is not None:
-            self.metrics.refusals.labels("token").inc()
+            self._note_refusal(socket)
             await socket.send_denial_response(_json_error(*refusal))
             return
         if wire.SUBPROTOCOL not in socket.scope.get("subprotocols", []):
@@ -311,7 +319,7 @@ def _brief(error: HiggsVoiceError) -> str:
 
 def _json_error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
     """An error in OpenAI's shape."""
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}.get(status)
     return JSONResponse({"error": {"message": message, "type": kind}}, status, headers)
 
 

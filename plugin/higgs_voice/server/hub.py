@@ -329,6 +329,12 @@ class Client:
         if len(message.text) > settings.max_text:
             sentence = f"the text has {len(message.text)} characters; this server takes {settings.max_text} a chunk"
             return self._refuse("text", RefusedError(sentence), stream=message.stream)
+        voice = message.context
+        if (
+            size := len(voice.system or "") + len(voice.scene or "") + sum(map(len, voice.speakers))
+        ) > settings.max_text:
+            sentence = f"the voice is described in {size} characters; this server takes {settings.max_text}"
+            return self._refuse("text", RefusedError(sentence), stream=message.stream)
         if not self._rate.take():
             sentence = (
                 f"more than {settings.max_chunks_per_minute} chunks a minute, which is the server's limit for a client"

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..config import Settings
 from ..wire import DEFAULT_PORT
@@ -53,6 +53,15 @@ class ServerSettings(Settings):
     ping_s: float = Field(default=10.0, gt=0.0)
     log_text: bool = False
     """Whether log lines hold the text of what is spoken, which may repeat what a caller said."""
+
+    @field_validator("token", mode="before")
+    @classmethod
+    def _sendable(cls, token: object) -> object:
+        """Secrets are often files with a line feed at their end; what is left must fit in a header."""
+        token = token.strip() if isinstance(token, str) else token
+        if isinstance(token, str) and not (token.isascii() and token.isprintable()):
+            raise ValueError("a token goes into an HTTP header: only printable ASCII characters")
+        return token
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
