@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
@@ -185,6 +186,22 @@ async def test_a_caller_who_hangs_up_stops_the_engine() -> None:
         async with client.stream("POST", "/v1/audio/speech", json=body) as answer:
             await anext(answer.aiter_bytes())
         await until(lambda: not engine.active and not server.hub.http_streams)
+
+
+async def test_a_caller_who_takes_nothing_is_hung_up_on() -> None:
+    async with serving(FakeSynthesizer(frames_per_char=50), stall_s=0.3, max_http_streams=1) as server:
+        body = json.dumps({"input": LONG * 20, "response_format": "pcm"}).encode()
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            stalled.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(stalled, ("127.0.0.1", server.port))
+            head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            await loop.sock_sendall(stalled, head.encode() + body)
+            await until(lambda: server.hub.http_streams == 1)
+            await until(lambda: server.hub.http_streams == 0)
+            async with http(server) as client:
+                assert (await client.post("/v1/audio/speech", json={"input": "Hi."})).status_code == 200
 
 
 async def test_server_sent_events() -> None:

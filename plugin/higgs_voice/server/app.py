@@ -15,7 +15,7 @@ import hmac
 import logging
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, MutableMapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ try:
     from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
-    from starlette.requests import HTTPConnection
+    from starlette.requests import ClientDisconnect, HTTPConnection
     from starlette.types import Receive, Scope, Send
 
     from .metrics import Metrics
@@ -223,8 +223,8 @@ class App:
             raise RefusedError("the input holds nothing that can be spoken") from None
         pieces = encoded(_again(first, sound), body.response_format)
         if body.stream_format == "sse":
-            return _Stream(as_events(pieces), media_type="text/event-stream")
-        return _Stream(pieces, media_type=FORMATS[body.response_format])
+            return _Stream(as_events(pieces), "text/event-stream", self.settings.stall_s)
+        return _Stream(pieces, FORMATS[body.response_format], self.settings.stall_s)
 
     async def _spoken(self, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
         from ..conversation.session import SessionSettings, VoiceSession
@@ -342,11 +342,30 @@ async def _on_invalid(_: Request, error: RequestValidationError) -> Response:
 
 
 class _Stream(StreamingResponse):
-    """Ends its generator, and with it the speech, when the caller hangs up."""
+    """Ends its generator, and with it the speech, when the caller hangs up, or has taken nothing for `stall_s`."""
+
+    def __init__(self, content: AsyncGenerator[bytes], media_type: str, stall_s: float) -> None:
+        super().__init__(content, media_type=media_type)
+        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stalled = False
+
+        async def in_time(message: MutableMapping[str, Any]) -> None:
+            nonlocal stalled
+            try:
+                await asyncio.wait_for(send(message), self._stall_s)
+            except TimeoutError:
+                stalled = True
+                raise
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, in_time)
+        except (ClientDisconnect, TimeoutError):
+            if not stalled:
+                raise
+            peer = scope["client"][0] if scope.get("client") else None
+            telemetry.event(log, "client left", level=logging.WARNING, client=peer, why="stalled")
         finally:
             if isinstance(self.body_iterator, AsyncGenerator):
                 await self.body_iterator.aclose()

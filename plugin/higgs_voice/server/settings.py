@@ -41,6 +41,8 @@ class ServerSettings(Settings):
     """HTTP requests for speech, of all callers together."""
     max_http_streams: int = Field(default=8, ge=1)
     """HTTP answers spoken at once."""
+    stall_s: float = Field(default=60.0, gt=0.0)
+    """How long an HTTP caller may take nothing of its answer before it is hung up on; a player that is full pauses too."""
     max_window_s: float = Field(default=30.0, gt=0.0)
     """Audio that a client may have sent ahead of what it took."""
     max_store_mb: float = Field(default=16.0, gt=0.0)
