@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import HiggsAudioV2TokenizerModel
 
-from training.model import Trainee, tokenizer
+from training.conversations import tokenizer
+from training.model import Trainee
 from training.settings import PACKAGE, WORK
 
 

@@ -9,6 +9,10 @@ within an hour on two cores:
   on many more (stage 2b), so that spelling is learned from text alone;
 - another one must name the phoneme of each frame from the audio side's state.
 
+And three make it hold two speakers apart, where conversations of two voices alone did not: a head is told to look from
+each row, and from each letter of a description, at the number of its speaker; another from the first rows of a turn at
+what was said and heard of that speaker before; and from there the voice must be named.
+
 The auxiliary heads are dropped at export. The forward pass below is the transformers class's own arithmetic on its own
 weights (a test holds the two against each other), with text and audio tokens apart and only the needed attention rows
 looked at.
@@ -23,235 +27,28 @@ Each call goes on from the last checkpoint `model.pt`. Everything drawn at a ste
 import argparse
 import json
 import math
-import random
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
-from training.prompts import Layout, delayed, scene
-from training.settings import CODEBOOK_SIZE, CODEBOOKS, HELD_OUT, MODEL_SEED, PACKAGE, STREAM_BOS, STREAM_EOS, WORK
+from training.conversations import IGNORE, VOICE_WEIGHT, Batch, batches, tokenizer
+from training.settings import CODEBOOK_SIZE, CODEBOOKS, MODEL_SEED, STREAM_BOS, STREAM_EOS, WORK
 
 LAYERS, HIDDEN, HEADS, INNER = 6, 256, 4, 768
 GUIDED = ((1, 0, 0), (2, 0, 0), (3, 1, 1), (4, 0, 0), (4, 1, 1))  # layer, head, 1 if it looks LOOKAHEAD further
 SPELLING_LAYER = 2  # after this layer the text side knows the phonemes
 PHONEME_LAYER = 4  # after this one the audio side knows its phoneme
-LOOKAHEAD = 4  # letters
-GUIDED_ROWS = 96  # frames of a sequence whose attention is looked at in one step
+TAG_HEAD = (1, 1)  # layer, head: rows look at their speaker's number
+TURN_HEAD = (3, 0)  # the first rows of a turn look at what was said and heard of their speaker
+VOICE_LAYER = 4  # after this one they know the voice
 LEVEL_WEIGHT = torch.tensor([8, 4, 2, 1.5, 1, 1, 0.75, 0.75]) / 19.0
 GUIDE_WEIGHT, SPELLING_WEIGHT, PHONEME_WEIGHT = 0.1, 0.3, 0.2
+TAG_WEIGHT, TURN_WEIGHT, VOICE_NAME_WEIGHT = 0.1, 0.1, 0.2
 NOISE = 0.08  # share of the codes heard that are another row's; those to be predicted stay
-VOICE_WEIGHT = {"slt": 0.36, "rms": 0.36, "awb": 0.16, "kal16": 0.12}
-IGNORE = -100
-
-
-# ---------------------------------------------------------------- data
-
-
-@dataclass(frozen=True, slots=True)
-class Speech:
-    """All training speech: flat arrays and where each utterance begins in them."""
-
-    texts: list[str]
-    voices: list[str]
-    codes: np.ndarray  # [8, frames]
-    frame_letter: np.ndarray  # [frames]
-    frame_phone: np.ndarray  # [frames]
-    letter_sound: np.ndarray  # [letters]
-    frames: np.ndarray  # first frame of each utterance, and the end
-    letters: np.ndarray  # first letter of each utterance, and the end
-    by_voice: dict[str, list[int]]  # training utterances
-    held_out: list[int]
-    spelled: list[tuple[str, np.ndarray]]  # texts of stage 2b with the classes of their letters
-
-    @classmethod
-    def load(cls, work: Path = WORK) -> "Speech":
-        rows = [json.loads(line) for line in (work / "speech.jsonl").read_text().splitlines()]
-        starts = np.load(work / "frames.npy")
-        with np.load(work / "align.npz") as file:
-            align = {name: file[name] for name in file.files}  # the file object reads anew at every access
-        rows = rows[: len(starts) - 1]
-        texts = [row["text"] for row in rows]
-        by_voice: dict[str, list[int]] = {}
-        for i, row in enumerate(rows):
-            if row["text_index"] >= HELD_OUT:
-                by_voice.setdefault(row["voice"], []).append(i)
-        spelled, at = [], 0
-        if len(align["spelled_sound"]):
-            for line in (work / "sounds.jsonl").read_text().splitlines():
-                text = json.loads(line)["text"]
-                spelled.append((text, align["spelled_sound"][at : at + len(text)]))
-                at += len(text)
-                if at >= len(align["spelled_sound"]):
-                    break
-        return cls(
-            texts,
-            [row["voice"] for row in rows],
-            np.load(work / "codes.npy"),
-            align["frame_letter"],
-            align["frame_phone"],
-            align["letter_sound"],
-            starts,
-            np.cumsum([0, *map(len, texts)]),
-            by_voice,
-            [i for i, row in enumerate(rows) if row["text_index"] < HELD_OUT],
-            spelled,
-        )
-
-
-@dataclass(slots=True)
-class Batch:
-    """Token ids and targets of B sequences of length L; flat indices are into [B * L]."""
-
-    ids: Tensor  # [B, L]
-    audio: Tensor  # [A] flat index of each audio row
-    rows: Tensor  # [A, 8]
-    guided: Tensor  # [B, G] query positions
-    guide: Tensor  # [B, G, 2] key positions they should look at, the letter and the one further on; -1: none
-    phones: Tensor  # [B, G] phoneme at the query, IGNORE: none
-    sound_at: Tensor  # [S] flat index
-    sounds: Tensor  # [S] class
-    spelled: tuple[Tensor, Tensor, Tensor]  # texts alone: ids [16, 96], flat index and class of their letters
-
-    def to(self, device: str) -> "Batch":
-        """The same on a device."""
-        if device == "cpu":
-            return self
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        spelled = tuple(part.to(device, non_blocking=True) for part in moved.pop("spelled"))
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in moved.items()}, spelled=spelled)
-
-
-class Sampler:
-    """Draws conversations like those the engine builds."""
-
-    def __init__(self, speech: Speech, layout: Layout) -> None:
-        self.speech, self.layout = speech, layout
-
-    def conversation(
-        self, rng: random.Random, length: int
-    ) -> tuple[list[int], np.ndarray, list[tuple[int, int, int, int]], list[tuple[int, int]]]:
-        """Ids, audio rows, (query, key, further key, phoneme) of each frame, and (place, class) of each letter."""
-        speech = self.speech
-        names = list(VOICE_WEIGHT)
-        first = rng.choices(names, list(VOICE_WEIGHT.values()))[0]
-        voices, tagged = [first], rng.random() < 0.04
-        if rng.random() < 0.10:
-            voices.append(rng.choice([name for name in names if name != first]))
-            tagged = True
-        ids = self.layout.ids(self.layout.bos) if rng.random() < 0.04 else self.layout.system(scene(voices, rng))
-        rows: list[np.ndarray] = []
-        frames: list[tuple[int, int, int, int]] = []
-        letters: list[tuple[int, int]] = []
-        speaker = 0
-        while True:
-            speaker = rng.randrange(len(voices)) if rng.random() < 0.7 else speaker
-            i = rng.choice(speech.by_voice[voices[speaker]])
-            a, b = speech.frames[i], speech.frames[i + 1]
-            delayed_rows = delayed(speech.codes[:, a:b].astype(np.int64))
-            exchange = self.layout.exchange(
-                speech.texts[i], len(delayed_rows), f"[SPEAKER{speaker}] " if tagged else ""
-            )
-            if len(ids) + len(exchange.ids) > length:
-                if rows:
-                    break
-                continue
-            text_at, audio_at = len(ids) + exchange.text_at, len(ids) + exchange.audio_at
-            last = audio_at - 1
-            for n, (letter, phone) in enumerate(zip(speech.frame_letter[a:b], speech.frame_phone[a:b], strict=True)):
-                at = text_at + int(letter)
-                frames.append((audio_at + n, at, min(at + LOOKAHEAD, last), int(phone)))
-            for n, sound in enumerate(speech.letter_sound[speech.letters[i] : speech.letters[i + 1]]):
-                letters.append((min(text_at + n + LOOKAHEAD, last), int(sound)))
-            ids = ids + exchange.ids
-            rows.append(delayed_rows)
-        return ids, np.concatenate(rows), frames, letters
-
-    def batch(self, rng: random.Random, size: int, length: int) -> Batch:
-        """`size` conversations, filled up to `length` tokens each."""
-        ids = torch.zeros(size, length, dtype=torch.long)
-        audio, rows, sound_at, sounds = [], [], [], []
-        guided = torch.zeros(size, GUIDED_ROWS, dtype=torch.long)
-        guide = torch.full((size, GUIDED_ROWS, 2), -1)
-        phones = torch.full((size, GUIDED_ROWS), IGNORE)
-        for b in range(size):
-            one, one_rows, frames, letters = self.conversation(rng, length)
-            ids[b, : len(one)] = torch.tensor(one)
-            is_row = (ids[b] == self.layout.row) | (ids[b] == self.layout.tail_row)
-            audio.append(is_row.nonzero()[:, 0] + b * length)
-            rows.append(torch.from_numpy(one_rows))
-            chosen = sorted(rng.sample(frames, min(GUIDED_ROWS, len(frames))))
-            picked = torch.tensor(chosen)
-            guided[b, : len(chosen)], phones[b, : len(chosen)] = picked[:, 0], picked[:, 3]
-            guide[b, : len(chosen)] = picked[:, 1:3]
-            at, sound = torch.tensor(letters).T
-            last = torch.ones(len(at), dtype=torch.bool)  # of letters that share the last place only the last counts
-            last[:-1] = at[1:] != at[:-1]
-            sound_at.append(at[last] + b * length)
-            sounds.append(sound[last])
-        spelled = self.spelling(rng, 16)
-        return Batch(
-            ids,
-            torch.cat(audio),
-            torch.cat(rows),
-            guided,
-            guide,
-            phones,
-            torch.cat(sound_at),
-            torch.cat(sounds),
-            spelled,
-        )
-
-    def spelling(self, rng: random.Random, size: int, length: int = 96) -> tuple[Tensor, Tensor, Tensor]:
-        """Texts alone: ids [size, length], flat places and classes of their letters."""
-        ids = torch.zeros(size, length, dtype=torch.long)
-        at, sounds = [], []
-        head = self.layout.system(None)
-        for b in range(size):
-            text, classes = rng.choice(self.speech.spelled)
-            one = (head + self.layout.question(text))[:length]
-            ids[b, : len(one)] = torch.tensor(one)
-            first = len(head) + len(self.layout.user)
-            for n, sound in enumerate(classes):
-                place = first + n + LOOKAHEAD
-                if place < len(one):
-                    at.append(b * length + place)
-                    sounds.append(int(sound))
-        return ids, torch.tensor(at), torch.tensor(sounds)
-
-
-_sampler: Sampler | None = None
-
-
-def _prepared(step: int, size: int, length: int) -> Batch:
-    """In a process of its own: the batch of a step."""
-    global _sampler
-    torch.set_num_threads(1)
-    _sampler = _sampler or Sampler(Speech.load(), Layout(tokenizer()))
-    return _sampler.batch(random.Random(f"{MODEL_SEED}-{step}"), size, length)
-
-
-def batches(steps: range, size: int, length: int, workers: int) -> Iterator[Batch]:
-    """The batches of these steps, drawn here or by so many processes; what is drawn at a step is the same."""
-    if not workers:
-        yield from (_prepared(step, size, length) for step in steps)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        ahead: deque[Future[Batch]] = deque()
-        for step in steps:
-            ahead.append(pool.submit(_prepared, step, size, length))
-            if len(ahead) > 4 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 # ---------------------------------------------------------------- model
@@ -290,11 +87,17 @@ class Trainee(nn.Module):
         self.higgs = HiggsAudioV2ForConditionalGeneration(config(vocabulary))
         self.spelling_head = nn.Linear(HIDDEN, sounds)
         self.phoneme_head = nn.Linear(HIDDEN, phones)
+        self.voice_head = nn.Linear(HIDDEN, len(VOICE_WEIGHT))
 
     def states(
-        self, ids: Tensor, audio: Tensor, rows: Tensor | None, guided: Tensor | None, layers: int = LAYERS
+        self,
+        ids: Tensor,
+        audio: Tensor,
+        rows: Tensor | None,
+        asked: Sequence[tuple[int, int, Tensor]] = (),
+        layers: int = LAYERS,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The state after each layer, flat [B * L, D], and the guided heads' log attention [B, G, L]."""
+        """The state after each layer, flat [B * L, D], and log attention [B, G, L] for each (layer, head, places [B, G])."""
         model = self.higgs.model
         size, length = ids.shape
         text = torch.ones(size * length, dtype=torch.bool)
@@ -320,7 +123,8 @@ class Trainee(nn.Module):
             half = torch.cat((-value[..., HIDDEN // HEADS // 2 :], value[..., : HIDDEN // HEADS // 2]), -1)
             return value * cos[:, None] + half * sin[:, None]
 
-        states, looks = [], []
+        states: list[Tensor] = []
+        looks: dict[int, Tensor] = {}
         for number, layer in enumerate(model.layers[:layers]):
             normed = split(x, layer.input_layernorm, layer.audio_input_layernorm)
             attention = layer.self_attn
@@ -328,11 +132,11 @@ class Trainee(nn.Module):
             q, k = (rotate(project(normed)).to(v.dtype) for project in (attention.q_proj, attention.k_proj))
             heard = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + attention.o_proj(heard.transpose(1, 2).reshape(size * length, HIDDEN))
-            for _, head, _ in (entry for entry in GUIDED if guided is not None and entry[0] == number):
-                asked = q[:, head].gather(1, guided[..., None].expand(-1, -1, HIDDEN // HEADS))
-                scores = (asked @ k[:, head].transpose(1, 2)).float() * attention.scaling
-                future = torch.arange(length) > guided[..., None]
-                looks.append(scores.masked_fill(future, -1e9).log_softmax(-1))
+            for n, (_, head, places) in ((n, entry) for n, entry in enumerate(asked) if entry[0] == number):
+                queries = q[:, head].gather(1, places[..., None].expand(-1, -1, HIDDEN // HEADS))
+                scores = (queries @ k[:, head].transpose(1, 2)).float() * attention.scaling
+                future = torch.arange(length) > places[..., None]
+                looks[n] = scores.masked_fill(future, -1e9).log_softmax(-1)
             x = x + split(
                 x,
                 layer.post_attention_layernorm,
@@ -340,27 +144,38 @@ class Trainee(nn.Module):
                 (layer.mlp, layer.audio_mlp),
             )
             states.append(x)
-        return states, looks
+        return states, [looks[n] for n in range(len(asked))]
 
     def losses(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
         """The terms of the loss on conversations; `codes` [8] is by codebook. `noise`: see `misheard`."""
         heard = batch.rows if noise is None else torch.where(noise >= 0, noise, batch.rows)
-        states, looks = self.states(batch.ids, batch.audio, heard, batch.guided)
+        tagged, turns = batch.tagged.clamp(min=0), batch.turns.clamp(min=0)
+        asked = [(layer, head, batch.guided) for layer, head, _ in GUIDED]
+        states, looks = self.states(batch.ids, batch.audio, heard, [*asked, (*TAG_HEAD, tagged), (*TURN_HEAD, turns)])
         final = self.higgs.model.norm(states[-1][batch.audio - 1])
         logits = self.higgs.audio_lm_head(final).view(-1, CODEBOOKS, CODEBOOK_SIZE + 2).float()
         target = batch.rows.masked_fill(batch.rows == STREAM_BOS, IGNORE)
         codes = [F.cross_entropy(logits[:, q], target[:, q], ignore_index=IGNORE) for q in range(CODEBOOKS)]
         length = batch.ids.shape[1]
-        asked = batch.guide[..., 0] >= 0
+        told = batch.guide[..., 0] >= 0
         guide = []
-        for look, (_, _, further) in zip(looks, GUIDED, strict=True):
+        for look, (_, _, further) in zip(looks[: len(GUIDED)], GUIDED, strict=True):
             around = (batch.guide[..., further].clamp(min=1)[..., None] + torch.arange(-1, 3 - further)).clamp(
                 max=length - 1
             )
-            guide.append(-look.gather(2, around).logsumexp(-1)[asked].mean())
-        flat = (torch.arange(len(batch.ids))[:, None] * length + batch.guided).view(-1)
-        phoneme = self.phoneme_head(F.rms_norm(states[PHONEME_LAYER][flat], (HIDDEN,)))
+            guide.append(-look.gather(2, around).logsumexp(-1)[told].mean())
+        first = torch.arange(len(batch.ids))[:, None] * length  # flat index of each sequence
+        phoneme = self.phoneme_head(F.rms_norm(states[PHONEME_LAYER][(first + batch.guided).view(-1)], (HIDDEN,)))
+        at_tag = looks[-2].gather(2, batch.tag.clamp(min=0)[..., None])[..., 0]
+        at_known = looks[-1].masked_fill(~batch.known, -1e9).logsumexp(-1)
+        voice = self.voice_head(F.rms_norm(states[VOICE_LAYER][(first + turns).view(-1)], (HIDDEN,))).float()
+        voices = batch.voices.view(-1)
+        begun = batch.turns >= 0
+        any_tag, any_turn = (batch.tagged >= 0).sum().clamp(min=1), begun.sum().clamp(min=1)  # a batch may have none
         return {
+            "tag": -torch.where(batch.tagged >= 0, at_tag, 0).sum() / any_tag,
+            "turn": -torch.where(begun, at_known, 0).sum() / any_turn,
+            "voice": F.cross_entropy(voice, voices, ignore_index=IGNORE, reduction="sum") / any_turn,
             "codes": torch.stack(codes),
             "guide": torch.stack(guide),
             "phoneme": F.cross_entropy(phoneme.float(), batch.phones.view(-1), ignore_index=IGNORE),
@@ -439,11 +254,6 @@ class Optimizer:
 # ---------------------------------------------------------------- training
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """The checkpoint's own tokenizer: letters, marks, and the hub's special tokens."""
-    return PreTrainedTokenizerFast.from_pretrained(PACKAGE / "model")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--to", type=int, required=True, help="the step to train up to")
@@ -485,10 +295,11 @@ def main() -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             losses = losses_of(batch, misheard(batch.rows, noises.manual_seed(MODEL_SEED + step)))
             ids, at, sounds = batch.spelled
-            state = states_of(ids, torch.zeros(0, dtype=torch.long), None, None, SPELLING_LAYER + 1)[0][-1]
+            state = states_of(ids, torch.zeros(0, dtype=torch.long), None, (), SPELLING_LAYER + 1)[0][-1]
             losses["read"] = trainee.spelling_loss(state, at, sounds)
         loss = (losses["codes"] * weights).sum() + GUIDE_WEIGHT * losses["guide"].sum()
         loss = loss + SPELLING_WEIGHT * (losses["spelling"] + losses["read"]) + PHONEME_WEIGHT * losses["phoneme"]
+        loss = loss + TAG_WEIGHT * losses["tag"] + TURN_WEIGHT * losses["turn"] + VOICE_NAME_WEIGHT * losses["voice"]
         loss.backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         share = (step - start) / max(1, arguments.to - start)

@@ -108,7 +108,7 @@ def scene(voices: list[str], rng: random.Random) -> str | None:
     place = rng.choice(SCENES)
     if len(voices) == 1 and kind < 0.35:
         return None
-    if kind < 0.5:
+    if kind < (0.5 if len(voices) == 1 else 0.15):
         return place
     speakers = "\n".join(f"SPEAKER{n}: {describe(voice, rng)}" for n, voice in enumerate(voices))
     return speakers if kind < 0.7 else f"{place}\n\n{speakers}"

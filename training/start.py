@@ -16,7 +16,8 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 
 from training.codebooks import LATENT, Basis, save
 from training.codec import build, start_from
-from training.model import Optimizer, Trainee, tokenizer
+from training.conversations import tokenizer
+from training.model import Optimizer, Trainee
 from training.settings import WORK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from pathlib import Path
@@ -16,8 +17,9 @@ from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import PromptBuilder, Rows
 from training.codebooks import LATENT, Basis, ear_metric, k_means, quantize
 from training.codec import build
+from training.conversations import IGNORE, VOICE_WEIGHT, Sampler, Speech, tokenizer
 from training.export import UNREAD, shrink
-from training.model import GUIDED, NOISE, Sampler, Speech, Trainee, misheard, tokenizer
+from training.model import GUIDED, NOISE, Trainee, misheard
 from training.prompts import Layout, delayed
 from training.settings import CODEBOOK_SIZE, CODEBOOKS, PACKAGE
 
@@ -76,7 +78,8 @@ def test_the_forward_pass_is_the_class_s_own(layout: Layout) -> None:
     trainee = Trainee(len(tokenizer()), 301, 40).eval()
     batch = Sampler(some_speech(), layout).batch(random.Random(3), size=2, length=400)
     with torch.no_grad():
-        states, looks = trainee.states(batch.ids, batch.audio, batch.rows, batch.guided)
+        asked = [(layer, head, batch.guided) for layer, head, _ in GUIDED]
+        states, looks = trainee.states(batch.ids, batch.audio, batch.rows, asked)
         hidden = trainee.higgs.model.norm(states[-1]).view(2, 400, -1)
         ours = trainee.higgs.audio_lm_head(hidden)
         at = 0
@@ -96,7 +99,8 @@ def test_the_forward_pass_is_the_class_s_own(layout: Layout) -> None:
 
 def test_a_frame_is_told_to_look_at_its_own_letter(layout: Layout) -> None:
     speech = some_speech()
-    ids, rows, frames, letters = Sampler(speech, layout).conversation(random.Random(5), 300)
+    one = Sampler(speech, layout).conversation(random.Random(5), 300)
+    ids, rows, frames, letters = one.ids, one.rows, one.frames, one.letters
     is_row = np.isin(ids, [layout.row, layout.tail_row])
     assert is_row.sum() == len(rows)
     for query, letter, further, _ in frames:
@@ -107,6 +111,58 @@ def test_a_frame_is_told_to_look_at_its_own_letter(layout: Layout) -> None:
     told = [text.lower() for text in TEXTS]
     assert spelled in {a + b + c + d for a in told for b in ("", *told) for c in ("", *told) for d in ("", *told)}
     assert all(not is_row[at] for at, _ in letters)
+
+
+def test_of_two_voices_each_place_is_told_whose_it_is(layout: Layout) -> None:
+    sampler, letters = Sampler(some_speech(), layout), tokenizer()
+    checked = set()
+    for seed in range(40):
+        one = sampler.conversation(random.Random(seed), 600)
+        is_row = np.isin(one.ids, [layout.row, layout.tail_row])
+        if not one.turns:
+            continue
+        number = {place: letters.decode([one.ids[at]]) for place, at in one.tags}
+        assert set(number.values()) <= {"0", "1"}
+        assert {place for place in number if is_row[place]} == set(np.flatnonzero(is_row))
+        voices = {}
+        for row, voice, known in one.turns:
+            assert is_row[row]
+            assert known.any()
+            assert not known[row:].any()
+            assert {number[place] for place in np.flatnonzero(known)} == {number[row]}
+            voices.setdefault(number[row], set()).add(voice)
+            checked |= {bool(is_row[place]) for place in np.flatnonzero(known)}
+        assert all(len(names) == 1 for names in voices.values())
+        assert all(place > at for place, at in one.tags)
+    assert checked == {True, False}  # rows heard before, and letters of descriptions
+
+
+def test_a_description_s_letters_belong_to_its_speaker(layout: Layout) -> None:
+    ids = layout.system("A phone call.\n\nSPEAKER0: feminine\nSPEAKER1: masculine; scottish")
+    sampler, letters = Sampler(some_speech(), layout), tokenizer()
+    found = sampler.described(ids, 2)
+    for speaker, told in enumerate(("feminine", "masculine; scottish")):
+        assert letters.decode([ids[at] for at, number, _ in found if number == speaker]) == told
+        assert {letters.decode([ids[at]]) for _, number, at in found if number == speaker} == {str(speaker)}
+
+
+def test_speakers_are_in_the_loss(layout: Layout) -> None:
+    torch.manual_seed(0)
+    trainee = Trainee(len(tokenizer()), 301, 40)
+    sampler = Sampler(some_speech(), layout)
+    batch = sampler.batch(random.Random(3), size=4, length=400)
+    assert set(batch.voices.unique().tolist()) <= {*range(len(VOICE_WEIGHT)), IGNORE}
+    losses = trainee.losses(batch)
+    for name in ("tag", "turn", "voice"):
+        assert math.isfinite(losses[name].item())
+        assert losses[name].item() > 0
+    (losses["tag"] + losses["turn"] + losses["voice"]).backward()
+    assert trainee.voice_head.weight.grad is not None
+    batch.tagged.fill_(-1)
+    batch.turns.fill_(-1)
+    batch.voices.fill_(IGNORE)
+    alone = trainee.losses(batch)  # a batch without two voices
+    assert [alone[name].item() for name in ("tag", "turn", "voice")] == [0, 0, 0]
 
 
 def test_what_is_drawn_at_a_step_repeats(layout: Layout) -> None:
