@@ -103,7 +103,7 @@ def describe(voice: str, rng: random.Random) -> str:
 
 
 def scene(voices: list[str], rng: random.Random) -> str | None:
-    """A scene for these speakers, or None: half of the conversations say nothing of the voice."""
+    """A scene for these speakers, or None: of one voice half of the conversations say nothing, of two 15 in a hundred."""
     kind = rng.random()
     place = rng.choice(SCENES)
     if len(voices) == 1 and kind < 0.35:
