@@ -85,7 +85,9 @@ def test_the_folder_is_an_option_the_environment_or_the_users_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call("voices", "add", "one", "--scene", "One.")
-    call("voices", "add", "two", "--scene", "Two.", "--voices", str(tmp_path / "mine"))
+    mine = str(tmp_path / "mine")
+    added = call("voices", "add", "two", "--scene", "Two.", "--voices", mine)
+    assert f"hear it with: higgs-voice voices preview two --voices {mine}" in added.stderr
     monkeypatch.setenv("HIGGS_VOICE_VOICES", str(tmp_path / "its"))
     call("voices", "add", "three", "--scene", "Three.")
     assert {file.name for file in tmp_path.rglob("*.voice")} == {"one.voice", "two.voice", "three.voice"}

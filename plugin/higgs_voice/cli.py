@@ -372,6 +372,10 @@ def serve(
     admit_beyond_capacity: Annotated[
         bool, typer.Option(help="Take sessions although, by the engine's measured pace, speech would have gaps.")
     ] = False,
+    drain: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds that a shutdown waits for what is being said; 3 more at most to close."),
+    ] = 25.0,
     log_format: Annotated[
         str, typer.Option(envvar="HIGGS_VOICE_LOG_FORMAT", help="Log lines on standard error: text, or json.")
     ] = "text",
@@ -413,6 +417,7 @@ def serve(
         ),
         on_ready=ready,
         max_sessions=max_sessions,
+        drain_s=drain,
         log_text=log_text,
         admit_beyond_capacity=admit_beyond_capacity,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -200,7 +201,10 @@ def add(
         file = presets.add(name, made, replace_old=force)
     except OSError as error:
         raise SettingsError(f"cannot write to {presets.folder}: {error.strerror or error}") from error
-    stderr().print(f"wrote {file}; hear it with: higgs-voice voices preview {name}", markup=False, soft_wrap=True)
+    where = f" --voices {shlex.quote(str(folder))}" if folder is not None else ""
+    stderr().print(
+        f"wrote {file}; hear it with: higgs-voice voices preview {name}{where}", markup=False, soft_wrap=True
+    )
 
 
 async def _encoded(voice: Voice, model: str, options: dict[str, Any]) -> Voice:

@@ -342,6 +342,15 @@ async def test_what_is_no_call_is_refused(texts: tuple[str, ...], says: str) -> 
         await take_call(Socket(*texts), PhoneSettings(start_timeout_s=0.05))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("encoding", ["G722", "L16", "OPUS"])
+async def test_sound_that_nobody_here_reads_is_no_call(encoding: str) -> None:
+    start = STARTS["telnyx"] | {"start": {"call_control_id": "C1", "media_format": {"encoding": encoding}}}
+    with pytest.raises(
+        ProtocolError, match=f"^telnyx call C1 has its sound as {encoding}, and this line takes PCMU or PCMA"
+    ):
+        await take_call(Socket(json.dumps({"event": "connected"}), json.dumps(start)))  # type: ignore[arg-type]
+
+
 def transport_of(provider: str) -> PhoneTransport:
     return PhoneTransport(SimpleNamespace(headers={}), PhoneCall(provider, "S1", "C1"))  # type: ignore[arg-type]
 
@@ -396,6 +405,12 @@ async def test_messages_of_another_shape_are_nothing(provider: str) -> None:
     await serializer.setup(SimpleNamespace(audio_in_sample_rate=24000))  # type: ignore[arg-type]
     parts = [{}, {"media": "x"}, {"media": {"payload": "a"}}, {"media": {"payload": None}}, {"media": {"payload": 5}}]
     parts += [{"mark": "x"}, {"mark": {"name": 5}}, {"start": "x"}, {"dtmf": {"digit": "Z"}}, {"name": ["x"]}]
+    parts += [
+        {"dtmf": "5"},
+        {"dtmf": {"digit": ["5"]}},
+        {"dtmf": {"digit": {}}},
+        {"media": {"payload": "\u00e9\u00e9\u00e9\u00e9"}},
+    ]
     for event in ("media", "mark", "playedStream", "start", "dtmf", "stop", "error"):
         for part in parts:
             assert await serializer.deserialize(message(provider, event, **part)) is None, (event, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from higgs_voice.backends.boson import BosonSynthesizer
 from higgs_voice.backends.guards import Guards
 from higgs_voice.conversation.synthesizer import FinishedEvent, FinishReason, SpeakRequest, SpeechEvent
+from higgs_voice.errors import DependencyError
 from tests.backends.conformance import collect, finish, request
 
 
@@ -70,6 +72,15 @@ async def test_a_stop_between_two_seeds_holds(whole_session: bool) -> None:
     assert line.seeds == [7, 8, 9]
     engine.stop(asked.speech_id)  # nothing is spoken: nothing is remembered
     assert finish(await collect(engine, asked)).reason is FinishReason.COLLAPSE
+
+
+async def test_an_environment_without_the_package_is_said_with_what_to_install() -> None:
+    engine = BosonSynthesizer("nano", python=sys.executable)
+    with pytest.raises(
+        DependencyError, match=r"^this part of higgs-voice runs where boson_multimodal is installed, .* `make boson`"
+    ):
+        await engine.start()
+    await engine.aclose()
 
 
 async def test_what_the_child_prints_before_its_answer_is_not_taken_for_it() -> None:

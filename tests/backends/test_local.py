@@ -266,6 +266,34 @@ async def test_a_stop_is_seen_within_one_step(engine: LocalSynthesizer) -> None:
     engine.close_session("s")
 
 
+async def test_a_long_text_keeps_nobody_from_a_first_sound(engine: LocalSynthesizer) -> None:
+    rng = np.random.default_rng(0)
+    story = Exchange("A very long story.", rng.integers(0, 256, (8, 3000), dtype=np.int16))
+    began = asyncio.Event()
+    prefill, loop = worker_of(engine)._runner.prefill, asyncio.get_running_loop()
+
+    def seen(slot: Any, rows: Rows, **options: Any) -> Any:
+        loop.call_soon_threadsafe(began.set)
+        return prefill(slot, rows, **options)
+
+    async def spoken(item: SpeakRequest) -> str:
+        await speak(engine, item)
+        return item.session_id
+
+    worker_of(engine)._runner.prefill = seen
+    try:
+        long = asyncio.ensure_future(spoken(request("And so on.", story, session="long")))
+        await began.wait()
+        short = asyncio.ensure_future(spoken(request("Hello.", session="short")))
+        done, _ = await asyncio.wait((long, short), return_when=asyncio.FIRST_COMPLETED)
+        assert [task.result() for task in done] == ["short"]
+        await long
+    finally:
+        del worker_of(engine)._runner.prefill
+    engine.close_session("long")
+    engine.close_session("short")
+
+
 async def test_a_stop_is_seen_within_one_piece_of_a_prefill(engine: LocalSynthesizer) -> None:
     rng = np.random.default_rng(0)
     long = Exchange("A very long story.", rng.integers(0, 256, (8, 3000), dtype=np.int16))

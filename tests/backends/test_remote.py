@@ -76,6 +76,14 @@ def test_urls_are_checked() -> None:
     assert isinstance(create_backend("ws://127.0.0.1:1"), RemoteSynthesizer)
 
 
+async def test_the_address_of_the_protocol_is_the_servers() -> None:
+    async with serving() as server:
+        for url in (f"{server.url}/", f"{server.url}{wire.PATH}", f"{server.url}{wire.PATH}/"):
+            async with client(url) as remote:
+                assert remote.url == server.url
+                assert finish(await collect(remote, request("Hm."))).frames
+
+
 async def test_no_server_is_said_in_one_sentence() -> None:
     engine = RemoteSynthesizer("ws://127.0.0.1:9", connect_timeout_s=0.1)
     with pytest.raises(ConnectionLostError, match="higgs-voice serve"):

@@ -37,6 +37,15 @@ def test_a_prefill_waits_for_who_is_about_to_run_dry_but_not_for_long() -> None:
     assert (plan.prefill, plan.put_off) == ("new", None)
 
 
+def test_nobody_waits_for_a_longer_prompt_than_its_own() -> None:
+    plan = Scheduler().plan
+    long, short = JobView("long", 0, True, rows_left=4000), JobView("short", 1, True, rows_left=60)
+    assert plan([long, short], background=False).prefill == "short"
+    assert plan([long, JobView("as long", 1, True, rows_left=4000)], background=False).prefill == "long"
+    speaks = JobView("speaks", 1, True, 3.0, rows_left=10)
+    assert Scheduler(ample_s=1.0).plan([long, speaks], background=False).prefill == "long"
+
+
 def test_who_has_ample_sound_lets_the_others_go_ahead() -> None:
     rich, fair = JobView("rich", 0, False, 1.5), JobView("fair", 1, False, 0.6)
     plan = Scheduler(comfortable_s=0.25, ample_s=1.0).plan

@@ -24,6 +24,7 @@ from higgs_voice import Reference, Voice, VoiceSession, wire
 from higgs_voice.audio import write_wav
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.backends.remote import RemoteSynthesizer
+from higgs_voice.config import Sampling
 from higgs_voice.conversation.presets import Presets
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
 from higgs_voice.errors import EngineBusyError, RefusedError, SettingsError, VoiceError, VoiceFileError
@@ -60,6 +61,44 @@ def test_other_hosts_need_a_token() -> None:
         ServerSettings(token="sec-1")
     assert "long enough" not in repr(ServerSettings(token="long enough"))
     assert ServerSettings().host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8765", 200),
+        ("localhost", 200),
+        ("[::1]:8765", 200),
+        ("[::1]", 200),
+        ("::1", 403),
+        ("evil.example", 403),
+        ("evil.example:8765", 403),
+        ("[::1", 403),
+        ("evil.example@127.0.0.1", 403),
+        ("127.0.0.1/evil.example", 403),
+        ("", 403),
+    ],
+)
+async def test_without_a_token_it_goes_by_this_machines_names_only(host: str, status: int) -> None:
+    async with serving() as server, http(server) as client:
+        assert (await client.get("/v1/voices", headers={"Host": host})).status_code == status
+
+
+async def test_what_is_not_there_has_the_shape_of_the_other_errors() -> None:
+    async with serving() as server, http(server) as client:
+        for method, path, status in (
+            ("GET", "/v1/nothing", 404),
+            ("GET", "/v1/audio/speech", 405),
+            ("POST", "/v1/voices", 405),
+        ):
+            answer = await client.request(method, path, content=b"{}" if method == "POST" else None)
+            assert answer.status_code == status
+            assert f"{method} {path}" in answer.json()["error"]["message"]
+            assert (status == 405) == ("allow" in answer.headers)
+        headers = {"Content-Type": "application/json"}
+        answer = await client.post("/v1/audio/speech", content=b'{"input": "\xff"}', headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"]
 
 
 async def test_the_token_is_asked_for_everywhere_but_health() -> None:
@@ -202,6 +241,49 @@ async def test_a_caller_who_takes_nothing_is_hung_up_on() -> None:
             await until(lambda: server.hub.http_streams == 0)
             async with http(server) as client:
                 assert (await client.post("/v1/audio/speech", json={"input": "Hi."})).status_code == 200
+
+
+async def test_a_client_that_reads_nothing_and_answers_no_ping_is_dropped() -> None:
+    """Its buffers are full, so that a polite close would wait for it for ever."""
+    async with serving(FakeSynthesizer(frames_per_char=50), ping_s=0.2, grace_s=0.0) as server:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            stalled.setblocking(False)
+            await loop.sock_connect(stalled, ("127.0.0.1", server.port))
+            head = (
+                f"GET {wire.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+                f"Sec-WebSocket-Protocol: {wire.SUBPROTOCOL}\r\n\r\n"
+            )
+            await loop.sock_sendall(stalled, head.encode())
+            assert b" 101 " in await loop.sock_recv(stalled, 1000)
+            await loop.sock_sendall(stalled, _masked(wire.dump(wire.Hello(version=wire.VERSION, client="0" * 32))))
+            for number in range(5):  # 30 s of sound each: more than the kernel takes in
+                await loop.sock_sendall(stalled, _masked(spoken(number, f"s{number}")))
+            await until(lambda: bool(server.hub.clients))
+            await until(lambda: not server.hub.clients, timeout=3)
+
+
+def _masked(text: str) -> bytes:
+    """A client's text message, under a mask of zeros."""
+    data = text.encode()
+    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
+    return b"\x81" + size + bytes(4) + data
+
+
+def spoken(stream: int, session: str) -> str:
+    context = wire.ContextRef(system=None, scene=None)
+    asked = wire.Speak(
+        stream=stream,
+        session=session,
+        speech=f"{stream}",
+        context=context,
+        text=LONG,
+        sampling=Sampling(),
+        window=10**9,
+    )
+    return wire.dump(asked)
 
 
 async def test_server_sent_events() -> None:
@@ -481,3 +563,27 @@ async def test_a_drain_finishes_what_is_said_and_takes_nothing_new() -> None:
         assert events[-1].reason is FinishReason.EOS  # type: ignore[union-attr]
         await asyncio.wait_for(draining, 5)
         await remote.aclose()
+
+
+async def test_a_drain_waits_for_a_turn_whose_llm_pauses() -> None:
+    async with serving(quiet_s=0.6) as server:
+        remote = RemoteSynthesizer(server.url)
+        await collect(remote, request("The first chunk of a turn."))
+        draining = asyncio.ensure_future(server.drain())
+        await asyncio.sleep(0.3)
+        assert not draining.done()
+        await collect(remote, request("The second one."))
+        await asyncio.sleep(0.4)
+        assert not draining.done()
+        remote.close_session("s")
+        await asyncio.wait_for(draining, 0.15)  # nobody is left who could say more
+        await remote.aclose()
+
+
+async def test_a_client_without_a_session_keeps_no_place() -> None:
+    async with serving(max_connections=1) as server:
+        async with line(server) as socket:
+            (held,) = server.hub.clients.values()
+            socket.transport.abort()
+            await until(lambda: not server.hub.clients)
+        assert held.expiry is None

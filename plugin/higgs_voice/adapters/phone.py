@@ -13,7 +13,6 @@ the provider's ``clear`` found the line. `PhoneBand` makes the voice fit for the
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
 import json
 import time
@@ -61,6 +60,8 @@ except ModuleNotFoundError as error:
 __all__ = ["MarkGate", "PhoneBand", "PhoneCall", "PhoneTransport", "take_call"]
 
 PROVIDERS = ("twilio", "telnyx", "plivo", "exotel")
+ENCODINGS = ("PCMU", "PCMA")
+"""What Telnyx may call the line's sound."""
 LATE_MARK_S = 0.5
 """How long after its time by the clock a mark is waited for; then the clock is believed."""
 
@@ -137,6 +138,13 @@ async def take_call(websocket: WebSocket, settings: PhoneSettings | None = None)
             f"a connection to the phone endpoint is no call of {', '.join(PROVIDERS)}: its first messages do not say "
             "which stream of which call they belong to"
         )
+    encoding = str(data.get("outbound_encoding") or "PCMU").upper()
+    if encoding not in ENCODINGS:
+        raise ProtocolError(
+            f"{provider} call {data['call_id']} has its sound as {encoding}, and this line takes {' or '.join(ENCODINGS)}; ask for one "
+            "of them where the stream is started (TeXML: codec, bidirectionalCodec), and leave the number no other codec: Telnyx "
+            "converts between these two only"
+        )
     parameters = data.get("body") or data.get("custom_parameters") or {}
     return PhoneCall(
         provider=provider,
@@ -144,7 +152,7 @@ async def take_call(websocket: WebSocket, settings: PhoneSettings | None = None)
         call_id=str(data["call_id"]),
         caller=data.get("from") or None,
         called=data.get("to") or None,
-        encoding=str(data.get("outbound_encoding") or "PCMU"),
+        encoding=encoding,
         parameters=parameters if isinstance(parameters, dict) else {},
     )
 
@@ -227,9 +235,9 @@ class _WithMarks(FrameSerializer):
             ):
                 return None  # the agent's own voice, or nothing
             self.events.media()
-            with contextlib.suppress(binascii.Error):
+            with contextlib.suppress(ValueError):  # no base64
                 return await super().deserialize(data)
-        elif event == "dtmf":
+        elif event == "dtmf" and isinstance(_part(message, "dtmf").get("digit"), str):
             return await super().deserialize(data)
         return None
 

@@ -140,7 +140,13 @@ class BosonSynthesizer(Sounding):
         code = await child.wait()
         if not self._closed and self._failure is None:
             words = next((item for item in reversed(self._last_words) if item.strip()), "it said nothing")
-            self._failure = EngineDiedError(f"the process with boson_multimodal ended with exit code {code}: {words}")
+            kind, _, said = words.partition(": ")
+            if kind == f"{errors.__name__}.{DependencyError.__name__}":  # the last line of a traceback
+                self._failure = DependencyError(said)
+            else:
+                self._failure = EngineDiedError(
+                    f"the process with boson_multimodal ended with exit code {code}: {words}"
+                )
             if self._remote is not None:
                 await self._remote.aclose()
 

@@ -125,7 +125,7 @@ class RemoteSynthesizer:
         urls = [part.strip() for item in ([url] if isinstance(url, str) else url) for part in item.split(",")]
         if not urls or not all(item.startswith(("ws://", "wss://")) for item in urls):
             raise SettingsError(f"a server is named ws://host:port or wss://host:port, not {url!r}")
-        places = [_without_token(_checked(item)) for item in urls]
+        places = [_without_token(_checked(item).rstrip("/").removesuffix(wire.PATH)) for item in urls]
         self._urls = [item for item, _ in places]
         self._tokens = [own or (token or "").strip() or None for _, own in places]
         self._place = 0
@@ -495,7 +495,7 @@ class RemoteSynthesizer:
 
     async def _serve_line(self) -> None:
         """One connection from its opening to its end. Returns when it broke after it had been open."""
-        url = self._urls[self._place].rstrip("/") + wire.PATH
+        url = self._urls[self._place] + wire.PATH
         token = self._tokens[self._place]
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:

@@ -169,6 +169,9 @@ class VoiceSession:
     def speak(self, text: str | AsyncIterable[str] | None = None) -> Speech:
         """Begin a turn. With text it is fed and ended (a stream is fed as it comes); without, use `feed` and `end`.
 
+        Turns are spoken one after another: one whose sound is not taken stands still after `SessionSettings.run_ahead_s`, and with it
+        those behind it, until it is read on or stopped.
+
         Errors: `EngineClosedError` after `aclose`.
         """
         self._check_open()

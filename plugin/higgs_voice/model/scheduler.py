@@ -24,6 +24,8 @@ class JobView:
     """Audio sent that its consumer has not taken."""
     put_off: int = 0
     """Ticks that its prefill was put off for others."""
+    rows_left: int = 0
+    """Of its prompt, that are not in the cache yet."""
     unheard: bool = False
     """It has sent nothing yet, whatever its listener still has of what came before."""
 
@@ -51,7 +53,8 @@ class Scheduler:
     """Real time first: who has the least audio buffered steps first, and nobody runs ahead without bound.
 
     A new stream's prefill goes piece by piece between the others' steps: it never stalls them for longer than a piece, and while
-    one of them is about to run dry, as each is just after its first sound, it waits, but not for long. Where a step takes longer the
+    one of them is about to run dry, as each is just after its first sound, it waits, but not for long. Of several that wait, the
+    one with the fewest rows left is prefilled (shortest remaining time first): nobody waits for another's long prompt. Where a step takes longer the
     more streams it has, as on a CPU, who has ample sound lets the others go ahead while one of them has too little.
     """
 
@@ -75,7 +78,11 @@ class Scheduler:
         ready.sort(key=lambda job: (job.buffered_s, job.order))
         waiting = [job for job in jobs if job.prefilling]
         ample = self.ample_s
-        first = min(waiting, key=lambda job: (ample is not None and job.buffered_s >= ample, job.order), default=None)
+        first = min(
+            waiting,
+            key=lambda job: (ample is not None and job.buffered_s >= ample, job.rows_left, job.order),
+            default=None,
+        )
         if ample is not None and any(
             job.buffered_s < self.comfortable_s and job.waiting_s < ample for job in (*ready, *waiting)
         ):

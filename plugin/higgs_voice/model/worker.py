@@ -275,8 +275,10 @@ class Worker:
         views: list[JobView] = []
         for key, job in running.items():
             buffered, waiting = job.listener.view()
+            prefilling = job.generation is None
+            left = len(job.rows) - job.slot.length if prefilling and job.slot is not None else 0
             unheard = "ttfa" not in job.timings
-            views.append(JobView(key, job.order, job.generation is None, buffered, waiting, job.put_off, unheard))
+            views.append(JobView(key, job.order, prefilling, buffered, waiting, job.put_off, left, unheard))
         background = next((name for name, item in self._sessions.items() if item.target is not None), None)
         plan = self._scheduler.plan(views, background=background is not None)
         if plan.put_off is not None:

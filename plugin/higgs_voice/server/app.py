@@ -19,11 +19,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Muta
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from .. import telemetry, wire
 from .._version import __version__
+from ..audio import PcmChunk
 from ..config import Sampling
-from ..conversation.synthesizer import Synthesizer
+from ..conversation.speech import ChunkReport, SpeechOut
+from ..conversation.synthesizer import FinishReason, Synthesizer
 from ..conversation.voice import Voice
 from ..errors import (
     DependencyError,
@@ -45,8 +48,10 @@ try:
     from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect, HTTPConnection
     from starlette.types import Receive, Scope, Send
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
     from .metrics import Metrics
     from .speech import FORMATS, SpeechBody, as_events, check_speed, encoded
@@ -124,8 +129,9 @@ class App:
         self._routes.add_api_route("/metrics", self.prometheus, methods=["GET"])
         self._routes.add_api_route("/healthz", self.healthz, methods=["GET"])
         self._routes.add_api_route("/readyz", self.readyz, methods=["GET"])
-        self._routes.add_exception_handler(HiggsVoiceError, _on_error)  # type: ignore[arg-type]  # pyright: ignore
-        self._routes.add_exception_handler(RequestValidationError, _on_invalid)  # type: ignore[arg-type]  # pyright: ignore
+        self._routes.add_exception_handler(HiggsVoiceError, self._on_error)  # type: ignore[arg-type]  # pyright: ignore
+        self._routes.add_exception_handler(RequestValidationError, self._on_invalid)  # type: ignore[arg-type]  # pyright: ignore
+        self._routes.add_exception_handler(HTTPException, _on_status)  # type: ignore[arg-type]  # pyright: ignore
 
     # Who may come in
 
@@ -140,8 +146,7 @@ class App:
         # that had a name of its own resolve to this machine.
         if "origin" in request.headers:
             return 403, "a server without a token takes no requests from web pages"
-        host = request.headers.get("host", "").rsplit(":", 1)[0].strip("[]")
-        if not is_loopback(host):
+        if not is_loopback(host := _host(request.headers.get("host", ""))):
             return 403, f"a server without a token is not reached as {host!r}; use 127.0.0.1"
         return None
 
@@ -157,6 +162,7 @@ class App:
         if request.scope["method"] == "POST":
             length = request.headers.get("content-length", "")
             if not length.isdigit() or int(length) > _MAX_BODY:
+                self.metrics.refusals.labels("request").inc()
                 return _json_error(413, f"a request needs a Content-Length of at most {_MAX_BODY} bytes")
         return None
 
@@ -198,6 +204,7 @@ class App:
         if not body.input.strip():
             raise RefusedError("the input is blank")
         if not self.ready or self.hub.draining:
+            self.metrics.refusals.labels("draining" if self.hub.draining else "loading").inc()
             raise EngineClosedError(
                 f"the server {'is shutting down' if self.hub.draining else 'is loading its engine'}; try again"
             )
@@ -240,13 +247,39 @@ class App:
         try:
             await session.start()
             self.voices.keep(voice, session.voice)
-            async with aclosing(session.speak(body.input).audio()) as audio:
-                async for chunk in audio:
-                    yield chunk.pcm
+            async with aclosing(self._counted(session.speak(body.input).events())) as sound:
+                async for pcm in sound:
+                    yield pcm
         finally:
             self.hub.http_streams -= 1
             self.hub.note_activity()
             await session.aclose()
+
+    async def _counted(self, events: AsyncGenerator[SpeechOut]) -> AsyncGenerator[bytes]:
+        """The sound of one request; its chunks are in the metrics as those of websockets are, but for the work they took, which
+        would hold how long the caller took to listen."""
+        metrics = self.metrics
+        begun = False
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, PcmChunk):
+                        begun = True
+                        yield event.pcm
+                    elif isinstance(event, ChunkReport):
+                        begun = False
+                        metrics.chunks.labels(event.reason.value).inc()
+                        metrics.audio.inc(event.audio_s)
+                        if event.audio_s:
+                            metrics.ttfa.observe(event.ttfa_s)
+        except (GeneratorExit, asyncio.CancelledError):  # the caller hung up
+            metrics.interruptions.inc()
+            if begun:
+                metrics.chunks.labels(FinishReason.STOPPED.value).inc()
+            raise
+        except EngineError:
+            metrics.chunks.labels("error").inc()
+            raise
 
     async def websocket(self, socket: WebSocket) -> None:
         if (refusal := self._refusal(socket)) is not None:
@@ -280,6 +313,24 @@ class App:
             await line.aclose()
             if client is not None:
                 self.hub.leave(client, line, for_good=for_good)
+
+    async def _on_error(self, _: Request, error: HiggsVoiceError) -> Response:
+        match error:
+            case EngineBusyError():  # counted where it was raised, by its limit
+                return _json_error(429, str(error), "rate_limit_error")
+            case RefusedError() | VoiceError() | SettingsError():
+                self.metrics.refusals.labels("request").inc()
+                return _json_error(400, str(error))
+            case EngineError() | RemoteError():
+                return _json_error(503, str(error), "server_error")
+            case _:
+                return _json_error(500, str(error), "server_error")
+
+    async def _on_invalid(self, _: Request, error: RequestValidationError) -> Response:
+        self.metrics.refusals.labels("request").inc()
+        item = error.errors()[0]
+        where = ".".join(str(part) for part in item["loc"] if part != "body") or "body"
+        return _json_error(400, f"{where}: {item['msg']}")
 
     async def _serve(self, socket: WebSocket, client: Client) -> bool:
         """Feed the hub until the line ends; whether the client said goodbye."""
@@ -323,22 +374,22 @@ def _json_error(status: int, message: str, kind: str = "invalid_request_error") 
     return JSONResponse({"error": {"message": message, "type": kind}}, status, headers)
 
 
-async def _on_error(_: Request, error: HiggsVoiceError) -> Response:
-    match error:
-        case EngineBusyError():
-            return _json_error(429, str(error), "rate_limit_error")
-        case RefusedError() | VoiceError() | SettingsError():
-            return _json_error(400, str(error))
-        case EngineError() | RemoteError():
-            return _json_error(503, str(error), "server_error")
-        case _:
-            return _json_error(500, str(error), "server_error")
+async def _on_status(request: Request, error: HTTPException) -> Response:
+    """What the routes themselves refuse: no such path, no such method, a body that is no text."""
+    said = f"{request.method} {request.url.path}: {error.detail}"
+    answer = _json_error(error.status_code, said)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
-async def _on_invalid(_: Request, error: RequestValidationError) -> Response:
-    item = error.errors()[0]
-    where = ".".join(str(part) for part in item["loc"] if part != "body") or "body"
-    return _json_error(400, f"{where}: {item['msg']}")
+def _host(header: str) -> str:
+    """The name or address in a Host header, without its port; empty where it is none."""
+    if not set(header).isdisjoint("/@?#"):  # a URL may have these, a host not
+        return ""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class _Stream(StreamingResponse):
@@ -369,6 +420,15 @@ class _Stream(StreamingResponse):
         finally:
             if isinstance(self.body_iterator, AsyncGenerator):
                 await self.body_iterator.aclose()
+
+
+class _Websocket(WebSocketsSansIOProtocol):
+    """uvicorn's, but a peer that does not answer a ping is gone: closing waits until what is buffered has been sent, which
+    a peer that reads nothing, or whose network is away, never lets happen."""
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -416,7 +476,7 @@ class Server:
             log_config=None,
             access_log=False,
             lifespan="off",
-            ws="websockets-sansio",
+            ws=_Websocket,
             ws_max_size=_MAX_FRAME,
             ws_ping_interval=self.settings.ping_s,
             ws_ping_timeout=self.settings.ping_s,

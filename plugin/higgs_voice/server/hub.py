@@ -32,8 +32,6 @@ log = logging.getLogger("higgs_voice.server")
 
 _LATE_S = 0.02
 """Audio that leaves this much later than a listener needed it is an underrun."""
-_QUIET_S = 0.5
-"""A drain ends once nothing has been spoken for this long: a turn's next chunk comes within it."""
 _LOOK_S = 1.0
 """How often it is looked whether the engine has failed."""
 _MAX_PENDING = 16
@@ -170,8 +168,8 @@ class Hub:
             return  # the client has come back on another one
         client.connection = None
         telemetry.event(log, "client left", client=client.prefix, sessions=len(client.sessions), for_good=for_good)
-        if for_good or self.settings.grace_s == 0.0:
-            self.end(client)
+        if for_good or self.settings.grace_s == 0.0 or not client.sessions:
+            self.end(client)  # without a session there is nothing to come back to
         else:
             client.expiry = asyncio.get_running_loop().call_later(self.settings.grace_s, self.end, client)
 
@@ -185,7 +183,7 @@ class Hub:
         self._active_at = self.clock()
 
     async def drain(self) -> None:
-        """No new sessions from now on; returns when nothing has been spoken for a moment, or after `drain_s`."""
+        """No new sessions from now on; returns when nothing has been spoken for `quiet_s`, or after `drain_s`."""
         self.draining = True
         for client in self.clients.values():
             client.send(wire.Draining())
@@ -194,7 +192,7 @@ class Hub:
         while self.clock() < deadline:
             if self.streams or self.http_streams:
                 self.note_activity()
-            elif not self.clients or self.clock() - self._active_at >= _QUIET_S:
+            elif not self.sessions or self.clock() - self._active_at >= self.settings.quiet_s:
                 break
             await asyncio.sleep(0.05)
 
@@ -530,7 +528,7 @@ class Stream:
     def stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            if self.running:
+            if self.running or self._unacked:  # made, perhaps, but not taken
                 self.client.hub.metrics.interruptions.inc()
             self._unacked.clear()
             self._room.set()
@@ -552,6 +550,10 @@ class Stream:
                         await self._audio(event)
                     else:
                         self._finish(event)
+        except asyncio.CancelledError:
+            if not self._finished:
+                metrics.chunks.labels(FinishReason.STOPPED.value).inc()
+            raise
         except HiggsVoiceError as error:
             self._fail(error)
             metrics.chunks.labels("error").inc()
@@ -589,10 +591,14 @@ class Stream:
             self._sent = event.start + len(event.pcm) // 2
         else:
             self._sent += event.codes.shape[1] * (rate // info.frame_rate)
+        paused = False
         while self._sent - self._acked >= self._window and not self._stopped:
+            paused = True
             self._room.clear()
             await self._room.wait()
         self._waited += hub.clock() - now
+        if paused and self.first_at is not None:  # a listener that paused needs what follows later by as much
+            self.first_at = max(self.first_at, hub.clock() - self._acked / rate)
 
     def _finish(self, event: FinishedEvent) -> None:
         hub = self.client.hub

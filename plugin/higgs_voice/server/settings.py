@@ -50,8 +50,12 @@ class ServerSettings(Settings):
 
     grace_s: float = Field(default=30.0, ge=0.0)
     """How long the sessions of a broken connection are kept."""
-    drain_s: float = Field(default=30.0, ge=0.0)
-    """How long a shutdown waits for what is being said."""
+    drain_s: float = Field(default=25.0, ge=0.0)
+    """How long a shutdown waits for what is being said. Closing the connections takes up to 3 s more: orchestrators kill after
+    30 s, unless told otherwise."""
+    quiet_s: float = Field(default=2.0, ge=0.0)
+    """A shutdown waits no longer once nothing has been spoken for this time: a turn's next chunk comes within it, but for an LLM
+    that pauses longer."""
     ping_s: float = Field(default=10.0, gt=0.0)
     log_text: bool = False
     """Whether log lines hold the text of what is spoken, which may repeat what a caller said."""
