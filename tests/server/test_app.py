@@ -532,6 +532,13 @@ async def test_a_connection_begins_with_hello() -> None:
         assert "'hello'" in (await refusal(socket))[0]
 
 
+async def test_small_messages_do_not_wait_for_the_last_ones_acknowledgement() -> None:
+    async with serving() as server, line(server):
+        (held,) = server._uvicorn.server_state.connections  # type: ignore[union-attr]  # pyright: ignore
+        sock = held.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_the_same_client_on_a_new_line_replaces_the_old_one() -> None:
     async with serving() as server, line(server) as old, line(server):
         with pytest.raises(ConnectionClosed) as closed:
