@@ -316,5 +316,5 @@ def test_the_command_writes_json_lines_and_nothing_else() -> None:
         rest = process.stderr.read().splitlines()
     assert ready["event"] == "ready"
     assert ready["url"].startswith("ws://127.0.0.1:")
-    assert [json.loads(line)["event"] for line in rest] == ["draining"]
+    assert [json.loads(line)["event"] for line in rest] == ["draining", "stopped"]
     assert process.returncode == 0

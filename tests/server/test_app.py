@@ -300,6 +300,7 @@ async def test_server_sent_events() -> None:
     ("body", "status", "match"),
     [
         ({}, 400, "input"),
+        (["Hi."], 400, "body: Input should be a valid dictionary"),
         ({"input": ""}, 400, "input"),
         ({"input": "  "}, 400, "blank"),
         ({"input": "…"}, 400, "nothing that can be spoken"),
@@ -314,12 +315,20 @@ async def test_server_sent_events() -> None:
     ],
 )
 async def test_what_cannot_be_served_is_refused_with_a_sentence(
-    body: dict[str, object], status: int, match: str
+    body: dict[str, object] | list[str], status: int, match: str
 ) -> None:
     async with serving(max_text=100) as server, http(server) as client:
         answer = await client.post("/v1/audio/speech", json=body)
     assert answer.status_code == status
     assert match in answer.json()["error"]["message"]
+
+
+async def test_a_body_that_is_no_json_is_said_with_its_place() -> None:
+    async with serving() as server, http(server) as client:
+        headers = {"Content-Type": "application/json"}
+        answer = await client.post("/v1/audio/speech", content=b'{"input": Hi}', headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "the body is no JSON: Expecting value (character 10)"
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.6, 2.0])

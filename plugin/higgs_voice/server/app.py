@@ -329,6 +329,9 @@ class App:
     async def _on_invalid(self, _: Request, error: RequestValidationError) -> Response:
         self.metrics.refusals.labels("request").inc()
         item = error.errors()[0]
+        if item["type"] == "json_invalid":
+            why = item.get("ctx", {}).get("error", item["msg"])
+            return _json_error(400, f"the body is no JSON: {why} (character {item['loc'][-1]})")
         where = ".".join(str(part) for part in item["loc"] if part != "body") or "body"
         return _json_error(400, f"{where}: {item['msg']}")
 
@@ -569,6 +572,12 @@ async def run(
                 second_signal="ends at once",
             )
             await _either(server.drain(), second.wait())
+            telemetry.event(
+                log,
+                "stopped",
+                reason="a second signal came" if second.is_set() else "drained",
+                sessions=server.hub.sessions,
+            )
         finally:
             await server.aclose()
     finally:
