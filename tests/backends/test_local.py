@@ -273,10 +273,12 @@ async def test_a_long_context_keeps_nobody_else_from_a_first_sound(engine: Local
     began = asyncio.Event()
     prefill, loop = worker_of(engine)._runner.prefill, asyncio.get_running_loop()
     pieces = 0
+    passed: list[int] = []
 
     def counted(slot: Any, rows: Rows, **options: Any) -> Any:
         nonlocal pieces
         pieces += 1
+        passed.append(max(job.passed_over for job in worker_of(engine)._jobs.values()))
         loop.call_soon_threadsafe(began.set)
         return prefill(slot, rows, **options)
 
@@ -289,6 +291,7 @@ async def test_a_long_context_keeps_nobody_else_from_a_first_sound(engine: Local
         assert pieces < 40  # of 49 that the long one takes
         await long
         assert pieces > 45
+        assert sum(passed) == 1  # once, by the short one's only piece
     finally:
         del worker_of(engine)._runner.prefill
     engine.close_session("long")

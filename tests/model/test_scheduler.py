@@ -42,6 +42,8 @@ def test_nobody_waits_for_a_longer_prompt_than_its_own() -> None:
     long, short = JobView("long", 0, True, rows_left=4000), JobView("short", 1, True, rows_left=60)
     assert plan([long, short], background=False).prefill == "short"
     assert plan([long, JobView("as long", 1, True, rows_left=4000)], background=False).prefill == "long"
+    passed = JobView("long", 0, True, rows_left=4000, passed_over=8)
+    assert plan([passed, short], background=False).prefill == "long"
     speaks = JobView("speaks", 1, True, 3.0, rows_left=10)
     assert Scheduler(ample_s=1.0).plan([long, speaks], background=False).prefill == "long"
 

@@ -76,6 +76,9 @@ def test_other_hosts_need_a_token() -> None:
         ("[::1", 403),
         ("evil.example@127.0.0.1", 403),
         ("127.0.0.1/evil.example", 403),
+        ("[::1].evil.example", 403),
+        ("evil[::1]", 403),
+        ("localhost:evil", 403),
         ("", 403),
     ],
 )
@@ -578,21 +581,6 @@ async def test_a_drain_finishes_what_is_said_and_takes_nothing_new() -> None:
         events = await speaking
         assert events[-1].reason is FinishReason.EOS  # type: ignore[union-attr]
         await asyncio.wait_for(draining, 5)
-        await remote.aclose()
-
-
-async def test_a_drain_waits_for_a_turn_whose_llm_pauses() -> None:
-    async with serving(quiet_s=0.6) as server:
-        remote = RemoteSynthesizer(server.url)
-        await collect(remote, request("The first chunk of a turn."))
-        draining = asyncio.ensure_future(server.drain())
-        await asyncio.sleep(0.3)
-        assert not draining.done()
-        await collect(remote, request("The second one."))
-        await asyncio.sleep(0.4)
-        assert not draining.done()
-        remote.close_session("s")
-        await asyncio.wait_for(draining, 0.15)  # nobody is left who could say more
         await remote.aclose()
 
 

@@ -10,13 +10,13 @@ import pytest
 from higgs_voice import wire
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
-from higgs_voice.errors import EngineError
+from higgs_voice.errors import EngineBusyError, EngineError
 from higgs_voice.server.hub import Client, Hub
 from higgs_voice.server.metrics import Metrics
 from higgs_voice.server.settings import ServerSettings
 from tests.backends.conformance import LONG
 from tests.server.proxy import until
-from tests.server.test_app import http, serving
+from tests.server.test_app import http, line, refusal, serving
 from tests.server.test_stops import speak
 
 SECOND = 24_000
@@ -37,10 +37,10 @@ class Paper:
 class House:
     """A hub with one client on paper, and a clock that a test turns."""
 
-    def __init__(self, engine: FakeSynthesizer) -> None:
+    def __init__(self, engine: FakeSynthesizer, settings: ServerSettings | None = None) -> None:
         self.now = 0.0
         self.paper = Paper()
-        self.hub = Hub(engine, ServerSettings(), Metrics(), clock=lambda: self.now)
+        self.hub = Hub(engine, settings or ServerSettings(), Metrics(), clock=lambda: self.now)
         self.client: Client = self.hub.join(wire.Hello(version=wire.VERSION, client="0" * 32), self.paper)
 
     def value(self, name: str, **labels: str) -> float:
@@ -116,6 +116,64 @@ async def test_a_chunk_whose_client_is_gone_for_good_has_ended_too() -> None:
     assert sum(house.value("chunks_total", reason=reason) for reason in ("stopped", "eos", "error")) == 1
 
 
+async def test_a_chunk_that_was_never_begun_has_ended_too() -> None:
+    house = House(FakeSynthesizer())
+    house.speak()
+    house.hub.leave(house.client, house.paper, for_good=True)
+    await house.settle()
+    assert house.value("chunks_total", reason="stopped") == 1
+    assert house.value("interruptions_total") == 1
+
+
+async def test_a_last_ack_that_was_lost_with_the_line_is_no_interruption() -> None:
+    house = House(FakeSynthesizer())
+    house.speak(text="Heard to its end.")
+    await until(lambda: house.hub.streams == 0)
+    hello = wire.Hello(version=wire.VERSION, client="0" * 32, server=house.hub.id, sessions=("s",))
+    house.hub.leave(house.client, house.paper, for_good=False)
+    assert house.hub.join(hello, Paper()) is house.client
+    assert not house.client.streams
+    assert house.value("interruptions_total") == 0
+    house.hub.end(house.client)
+
+
+@pytest.mark.parametrize(
+    ("steps", "how"),
+    [
+        (("speak", 0.9, "speak", 0.9, "close"), "no session was left"),
+        (("speak", 0.9, "speak", 0.9, 0.2), "nothing was said for 1 s"),
+        (("hold", 4.9, 0.2), "drain_s (5) was over, and something was still being said"),
+    ],
+)
+async def test_a_drain_waits_for_a_turn_whose_llm_pauses(steps: tuple[str | float, ...], how: str) -> None:
+    held = asyncio.Semaphore(0)
+    engine = FakeSynthesizer(pace=lambda asked, _: held.acquire() if asked.text == LONG else asyncio.sleep(0))
+    house = House(engine, ServerSettings(quiet_s=1.0, drain_s=5.0))
+    house.speak(text="The turn begins.")
+    await until(lambda: house.hub.streams == 0)
+    draining = asyncio.ensure_future(house.hub.drain())
+    number = 1
+    for step in steps:
+        await asyncio.sleep(0.06)  # it looks every 50 ms
+        assert not draining.done()
+        match step:
+            case "speak" | "hold":
+                number += 1
+                text = LONG if step == "hold" else "It goes on."
+                house.client.receive(wire.parse_client(speak(number, text=text)))
+                if step == "speak":
+                    await until(lambda: house.hub.streams == 0)
+            case "close":
+                house.client.receive(wire.CloseSession(session="s"))
+            case float():
+                house.now += step
+            case _:
+                raise AssertionError(step)
+    await asyncio.wait_for(draining, 2)
+    assert house.hub.drained == how
+    house.hub.end(house.client)
+
+
 async def test_requests_over_http_count_too() -> None:
     async with serving() as server, http(server) as client:
         answer = await client.post("/v1/audio/speech", json={"input": "Hi there. And more.", "response_format": "pcm"})
@@ -149,13 +207,34 @@ async def test_a_request_that_the_engine_breaks_counts_as_an_error() -> None:
         assert 'higgs_voice_chunks_total{reason="error"} 1.0' in server.metrics.text().decode()
 
 
+async def test_what_nobody_has_foreseen_has_the_shape_of_the_other_errors_and_counts() -> None:
+    async with serving(FakeSynthesizer(script=lambda _: RuntimeError("a bug"))) as server, http(server) as client:
+        answer = await client.post("/v1/audio/speech", json={"input": "Hi."})
+        assert answer.status_code == 500
+        assert answer.json()["error"] == {"message": "the server broke: RuntimeError", "type": "server_error"}
+        assert 'higgs_voice_chunks_total{reason="error"} 1.0' in server.metrics.text().decode()
+
+
+async def test_an_engine_that_is_full_counts_as_a_refusal() -> None:
+    async with serving(FakeSynthesizer(script=lambda _: EngineBusyError("full"))) as server, http(server) as client:
+        assert (await client.post("/v1/audio/speech", json={"input": "Hi."})).status_code == 429
+        assert 'higgs_voice_refusals_total{why="capacity"} 1.0' in server.metrics.text().decode()
+
+
 async def test_every_refusal_is_counted_by_its_reason() -> None:
     async with serving(max_text=20) as server, http(server) as client:
         for body in ({}, {"input": "x" * 21}, {"input": " "}, {"input": "Hi.", "voice": "nobody"}):
             assert (await client.post("/v1/audio/speech", json=body)).status_code == 400
         assert (await client.post("/v1/audio/speech", content=b"x" * 300_000)).status_code == 413
+        assert (await client.get("/v1/nothing")).status_code == 404
+        headers = {"Content-Type": "application/json"}
+        assert (await client.post("/v1/audio/speech", content=b"\xff", headers=headers)).status_code == 400
+        async with line(server) as socket:
+            await socket.send("no message")
+            await refusal(socket)
         server.hub.draining = True
         assert (await client.post("/v1/audio/speech", json={"input": "Hi."})).status_code == 503
         text = server.metrics.text().decode()
-    assert 'higgs_voice_refusals_total{why="request"} 5.0' in text
+    assert 'higgs_voice_refusals_total{why="request"} 7.0' in text
+    assert 'higgs_voice_refusals_total{why="protocol"} 1.0' in text
     assert 'higgs_voice_refusals_total{why="draining"} 1.0' in text

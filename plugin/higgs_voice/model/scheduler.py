@@ -26,6 +26,8 @@ class JobView:
     """Ticks that its prefill was put off for others."""
     rows_left: int = 0
     """Of its prompt, that are not in the cache yet."""
+    passed_over: int = 0
+    """Pieces that went to others since its own last one."""
     unheard: bool = False
     """It has sent nothing yet, whatever its listener still has of what came before."""
 
@@ -54,8 +56,8 @@ class Scheduler:
 
     A new stream's prefill goes piece by piece between the others' steps: it never stalls them for longer than a piece, and while
     one of them is about to run dry, as each is just after its first sound, it waits, but not for long. Of several that wait, the
-    one with the fewest rows left is prefilled (shortest remaining time first): nobody waits for another's long prompt. Where a step takes longer the
-    more streams it has, as on a CPU, who has ample sound lets the others go ahead while one of them has too little.
+    one with the fewest rows left is prefilled (shortest remaining time first), so that nobody waits for another's long prompt; who was
+    passed over `patience` times has the next piece. Where a step takes longer the more streams it has, as on a CPU, who has ample sound lets the others go ahead while one of them has too little.
     """
 
     max_batch: int = 16
@@ -67,7 +69,7 @@ class Scheduler:
     scarce_s: float = 0.12
     """A stream that plays and has less than this left is about to run dry."""
     patience: int = 8
-    """Ticks that a prefill is put off at most."""
+    """Ticks that a prefill is put off at most, and pieces that others have before it."""
     ample_s: float | None = None
     """Who has this much buffered sits out while somebody, whose consumer takes what comes, has less than `comfortable_s`; None:
     nobody does."""
@@ -80,7 +82,12 @@ class Scheduler:
         ample = self.ample_s
         first = min(
             waiting,
-            key=lambda job: (ample is not None and job.buffered_s >= ample, job.rows_left, job.order),
+            key=lambda job: (
+                ample is not None and job.buffered_s >= ample,
+                job.passed_over < self.patience,
+                job.rows_left,
+                job.order,
+            ),
             default=None,
         )
         if ample is not None and any(

@@ -76,6 +76,8 @@ class Job:
     stopped: bool = False
     put_off: int = 0
     """Ticks that its prefill waited for others."""
+    passed_over: int = 0
+    """Pieces of prefill that went to others since its own last one."""
     frames: int = 0
     timings: dict[str, float] = field(default_factory=dict[str, float])
     submitted: float = 0.0
@@ -278,7 +280,8 @@ class Worker:
             prefilling = job.generation is None
             left = len(job.rows) - job.slot.length if prefilling and job.slot is not None else 0
             unheard = "ttfa" not in job.timings
-            views.append(JobView(key, job.order, prefilling, buffered, waiting, job.put_off, left, unheard))
+            view = JobView(key, job.order, prefilling, buffered, waiting, job.put_off, left, job.passed_over, unheard)
+            views.append(view)
         background = next((name for name, item in self._sessions.items() if item.target is not None), None)
         plan = self._scheduler.plan(views, background=background is not None)
         if plan.put_off is not None:
@@ -289,6 +292,9 @@ class Worker:
         if plan.step or self._launched is not None:
             self._step([running[key] for key in plan.step])
         if plan.prefill is not None and not running[plan.prefill].stopped:
+            for view in views:
+                if view.prefilling:
+                    running[view.key].passed_over = 0 if view.key == plan.prefill else view.passed_over + 1
             self._prefill(running[plan.prefill])
         if plan.background and background is not None:
             self._background(self._sessions[background])

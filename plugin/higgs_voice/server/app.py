@@ -13,20 +13,18 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import re
 import signal
 import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, MutableMapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from .. import telemetry, wire
 from .._version import __version__
-from ..audio import PcmChunk
 from ..config import Sampling
-from ..conversation.speech import ChunkReport, SpeechOut
-from ..conversation.synthesizer import FinishReason, Synthesizer
+from ..conversation.synthesizer import Synthesizer
 from ..conversation.voice import Voice
 from ..errors import (
     DependencyError,
@@ -53,6 +51,7 @@ try:
     from starlette.types import Receive, Scope, Send
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+    from .counting import Counted
     from .metrics import Metrics
     from .speech import FORMATS, SpeechBody, as_events, check_speed, encoded
 except ModuleNotFoundError as missing:
@@ -131,7 +130,8 @@ class App:
         self._routes.add_api_route("/readyz", self.readyz, methods=["GET"])
         self._routes.add_exception_handler(HiggsVoiceError, self._on_error)  # type: ignore[arg-type]  # pyright: ignore
         self._routes.add_exception_handler(RequestValidationError, self._on_invalid)  # type: ignore[arg-type]  # pyright: ignore
-        self._routes.add_exception_handler(HTTPException, _on_status)  # type: ignore[arg-type]  # pyright: ignore
+        self._routes.add_exception_handler(HTTPException, self._on_status)  # type: ignore[arg-type]  # pyright: ignore
+        self._routes.add_exception_handler(Exception, _on_break)
 
     # Who may come in
 
@@ -243,43 +243,23 @@ class App:
             speech_rate=body.speed,
             log_text=self.settings.log_text,
         )
-        session = VoiceSession(self.engine, voice=voice, settings=settings)
+        session = VoiceSession(Counted(self.engine, self.metrics, self.hub.clock), voice=voice, settings=settings)
         try:
             await session.start()
             self.voices.keep(voice, session.voice)
-            async with aclosing(self._counted(session.speak(body.input).events())) as sound:
-                async for pcm in sound:
-                    yield pcm
+            async with aclosing(session.speak(body.input).audio()) as audio:
+                async for chunk in audio:
+                    yield chunk.pcm
+        except (GeneratorExit, asyncio.CancelledError):  # the caller hung up
+            self.metrics.interruptions.inc()
+            raise
+        except EngineBusyError:
+            self.metrics.refusals.labels("capacity").inc()
+            raise
         finally:
             self.hub.http_streams -= 1
             self.hub.note_activity()
             await session.aclose()
-
-    async def _counted(self, events: AsyncGenerator[SpeechOut]) -> AsyncGenerator[bytes]:
-        """The sound of one request; its chunks are in the metrics as those of websockets are, but for the work they took, which
-        would hold how long the caller took to listen."""
-        metrics = self.metrics
-        begun = False
-        try:
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, PcmChunk):
-                        begun = True
-                        yield event.pcm
-                    elif isinstance(event, ChunkReport):
-                        begun = False
-                        metrics.chunks.labels(event.reason.value).inc()
-                        metrics.audio.inc(event.audio_s)
-                        if event.audio_s:
-                            metrics.ttfa.observe(event.ttfa_s)
-        except (GeneratorExit, asyncio.CancelledError):  # the caller hung up
-            metrics.interruptions.inc()
-            if begun:
-                metrics.chunks.labels(FinishReason.STOPPED.value).inc()
-            raise
-        except EngineError:
-            metrics.chunks.labels("error").inc()
-            raise
 
     async def websocket(self, socket: WebSocket) -> None:
         if (refusal := self._refusal(socket)) is not None:
@@ -287,6 +267,7 @@ class App:
             await socket.send_denial_response(_json_error(*refusal))
             return
         if wire.SUBPROTOCOL not in socket.scope.get("subprotocols", []):
+            self.metrics.refusals.labels("protocol").inc()
             await socket.send_denial_response(
                 _json_error(400, f"the websocket must ask for subprotocol {wire.SUBPROTOCOL}")
             )
@@ -303,6 +284,8 @@ class App:
             for_good = await self._serve(socket, client)
         except (ProtocolError, RefusedError, EngineBusyError) as error:
             for_good = True
+            if isinstance(error, ProtocolError):
+                self.metrics.refusals.labels("protocol").inc()
             line.send(wire.dump(wire.Refusal(failure=failure(error))))
             line.close(wire.CLOSE_PROTOCOL if isinstance(error, ProtocolError) else wire.CLOSE_REFUSED, _brief(error))
             with contextlib.suppress(TimeoutError):
@@ -316,7 +299,7 @@ class App:
 
     async def _on_error(self, _: Request, error: HiggsVoiceError) -> Response:
         match error:
-            case EngineBusyError():  # counted where it was raised, by its limit
+            case EngineBusyError():  # counted where it came from
                 return _json_error(429, str(error), "rate_limit_error")
             case RefusedError() | VoiceError() | SettingsError():
                 self.metrics.refusals.labels("request").inc()
@@ -325,6 +308,13 @@ class App:
                 return _json_error(503, str(error), "server_error")
             case _:
                 return _json_error(500, str(error), "server_error")
+
+    async def _on_status(self, request: Request, error: HTTPException) -> Response:
+        """What the routes themselves refuse: no such path, no such method, a body that is no text."""
+        self.metrics.refusals.labels("request").inc()
+        answer = _json_error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        answer.headers.update(error.headers or {})
+        return answer
 
     async def _on_invalid(self, _: Request, error: RequestValidationError) -> Response:
         self.metrics.refusals.labels("request").inc()
@@ -377,22 +367,18 @@ def _json_error(status: int, message: str, kind: str = "invalid_request_error") 
     return JSONResponse({"error": {"message": message, "type": kind}}, status, headers)
 
 
-async def _on_status(request: Request, error: HTTPException) -> Response:
-    """What the routes themselves refuse: no such path, no such method, a body that is no text."""
-    said = f"{request.method} {request.url.path}: {error.detail}"
-    answer = _json_error(error.status_code, said)
-    answer.headers.update(error.headers or {})
-    return answer
+async def _on_break(_: Request, error: Exception) -> Response:
+    """What nobody has foreseen; its traceback is logged by whoever called the application."""
+    return _json_error(500, f"the server broke: {type(error).__name__}", "server_error")
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:\s]+))(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
 
 
 def _host(header: str) -> str:
     """The name or address in a Host header, without its port; empty where it is none."""
-    if not set(header).isdisjoint("/@?#"):  # a URL may have these, a host not
-        return ""
-    try:
-        return urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]) if found is not None else ""
 
 
 class _Stream(StreamingResponse):
@@ -575,7 +561,7 @@ async def run(
             telemetry.event(
                 log,
                 "stopped",
-                reason="a second signal came" if second.is_set() else "drained",
+                reason="a second signal came" if second.is_set() else server.hub.drained,
                 sessions=server.hub.sessions,
             )
         finally:

@@ -85,6 +85,8 @@ class Hub:
         self.voices = Voices(settings.voices)
         self.id = secrets.token_hex(8)
         self.draining = False
+        self.drained = ""
+        """How a drain ended."""
         self.clients: dict[str, Client] = {}
         self.http_streams = 0
         self._active_at = clock()
@@ -192,9 +194,14 @@ class Hub:
         while self.clock() < deadline:
             if self.streams or self.http_streams:
                 self.note_activity()
-            elif not self.sessions or self.clock() - self._active_at >= self.settings.quiet_s:
-                break
+            elif not self.sessions:
+                self.drained = "no session was left"
+                return
+            elif self.clock() - self._active_at >= self.settings.quiet_s:
+                self.drained = f"nothing was said for {self.settings.quiet_s:g} s"
+                return
             await asyncio.sleep(0.05)
+        self.drained = f"drain_s ({self.settings.drain_s:g}) was over, and something was still being said"
 
     async def aclose(self) -> None:
         """End every client and wait for their tasks."""
@@ -240,7 +247,7 @@ class Client:
             self._close(session)
         for number, stream in list(self.streams.items()):
             if hello.server != self.hub.id or number not in hello.streams:
-                stream.stop()
+                stream.stop(interrupted=stream.running)  # else the client has it whole, and the last ack was lost
                 del self.streams[number]
         self.send(
             wire.Welcome(
@@ -260,6 +267,8 @@ class Client:
             self.expiry.cancel()
         for stream in self.streams.values():
             stream.stop()
+            if not stream.begun:
+                self.hub.metrics.chunks.labels(FinishReason.STOPPED.value).inc()
         for session in list(self.sessions):
             self._close(session)
         for task in self.tasks:
@@ -493,6 +502,8 @@ class Stream:
         self.number = number
         self.request = request
         self.running = True
+        self.begun = False
+        """Its task has run."""
         self.first_at: float | None = None
         self.first_pcm_s: float | None = None
         """From the request to its first audio."""
@@ -525,10 +536,10 @@ class Stream:
             assert self.client.connection is not None
             self.client.connection.send(data)
 
-    def stop(self) -> None:
+    def stop(self, *, interrupted: bool = True) -> None:
         if not self._stopped:
             self._stopped = True
-            if self.running or self._unacked:  # made, perhaps, but not taken
+            if interrupted and (self.running or self._unacked):  # made, perhaps, but not received
                 self.client.hub.metrics.interruptions.inc()
             self._unacked.clear()
             self._room.set()
@@ -536,6 +547,7 @@ class Stream:
 
     async def run(self) -> None:
         """Take the engine's events and send them, as fast as the window allows."""
+        self.begun = True
         client, metrics = self.client, self.client.hub.metrics
         engine, name = client.hub.engine, self.request.session_id
         try:
