@@ -57,7 +57,8 @@ class Scheduler:
     A new stream's prefill goes piece by piece between the others' steps: it never stalls them for longer than a piece, and while
     one of them is about to run dry, as each is just after its first sound, it waits, but not for long. Of several that wait, the
     one with the fewest rows left is prefilled (shortest remaining time first), so that nobody waits for another's long prompt; who was
-    passed over `patience` times has the next piece. Where a step takes longer the more streams it has, as on a CPU, who has ample sound lets the others go ahead while one of them has too little.
+    passed over `patience` times has the next piece. Where a step takes longer the more streams it has, as on a CPU, who has ample
+    sound lets the others go ahead while one of them has too little.
     """
 
     max_batch: int = 16

@@ -201,7 +201,7 @@ class Hub:
                 self.drained = f"nothing was said for {self.settings.quiet_s:g} s"
                 return
             await asyncio.sleep(0.05)
-        self.drained = f"drain_s ({self.settings.drain_s:g}) was over, and something was still being said"
+        self.drained = f"drain_s ({self.settings.drain_s:g}) was over"
 
     async def aclose(self) -> None:
         """End every client and wait for their tasks."""
