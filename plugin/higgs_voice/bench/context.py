@@ -16,17 +16,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..config import Window
+from ..conversation.passing import Passing
 from ..conversation.session import SessionSettings, VoiceSession
 from ..conversation.speech import ChunkReport
 from ..conversation.synthesizer import (
     AudioEvent,
-    Codes,
-    ContextSpec,
-    EngineInfo,
     FinishedEvent,
     SpeakRequest,
     SpeechEvent,
@@ -127,47 +122,17 @@ class Result:
         }
 
 
-class Recorder:
+class Recorder(Passing):
     """An engine that passes everything on and keeps the last requests."""
 
     def __init__(self, engine: Synthesizer, keep: int) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._keep = keep
         self.requests: list[SpeakRequest] = []
 
-    @property
-    def info(self) -> EngineInfo:
-        return self._engine.info
-
-    async def start(self) -> None:
-        await self._engine.start()
-
-    async def aclose(self) -> None:
-        await self._engine.aclose()
-
-    async def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
+    def speak(self, request: SpeakRequest) -> AsyncGenerator[SpeechEvent]:
         self.requests = [*self.requests, request][-self._keep :]
-        async with aclosing(self._engine.speak(request)) as events:
-            async for event in events:
-                yield event
-
-    def stop(self, speech_id: str) -> None:
-        self._engine.stop(speech_id)
-
-    def prepare(self, session_id: str, context: ContextSpec) -> None:
-        self._engine.prepare(session_id, context)
-
-    def close_session(self, session_id: str) -> None:
-        self._engine.close_session(session_id)
-
-    async def encode(self, pcm: NDArray[np.float32]) -> Codes:
-        return await self._engine.encode(pcm)
-
-    async def decode(self, codes: Codes) -> NDArray[np.float32]:
-        return await self._engine.decode(codes)
-
-    def count_rows(self, context: ContextSpec, text: str = "") -> int:
-        return self._engine.count_rows(context, text)
+        return super().speak(request)
 
 
 async def measure(
