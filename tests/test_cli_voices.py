@@ -153,7 +153,10 @@ def test_what_ships_is_shown_and_cannot_be_removed(name: str) -> None:
         (["preview", "ada", "--model", "fake", "--out", "a.mp3"], "--out writes wav"),
         (["add", "anna", "--voice", "no.voice"], "no.voice"),
         (["add", "anna", "--voice", "no.voice", "--scene", "x"], "whole voice"),
-        (["add", "anna", "--scene", "x", "--voices", "anna.wav"], "cannot write"),
+        (
+            ["add", "anna", "--scene", "x", "--voices", "anna.wav"],
+            "cannot write to 'anna.wav': it is a file, and voices are kept in a folder",
+        ),
     ],
 )
 def test_an_error_is_one_sentence(words: list[str], says: str) -> None:

@@ -184,6 +184,8 @@ def add(
     from .conversation.voice import Voice
 
     check_name(name)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise SettingsError(f"cannot write to {str(folder)!r}: it is a file, and voices are kept in a folder")
     presets = Presets(folder if folder is not None else voices_folder())
     if voice is not None:
         if scene or speaker or ref or ref_text:

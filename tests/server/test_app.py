@@ -24,7 +24,6 @@ from higgs_voice import Reference, Voice, VoiceSession, wire
 from higgs_voice.audio import write_wav
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.backends.remote import RemoteSynthesizer
-from higgs_voice.config import Sampling
 from higgs_voice.conversation.presets import Presets
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
 from higgs_voice.errors import EngineBusyError, RefusedError, SettingsError, VoiceError, VoiceFileError
@@ -244,49 +243,6 @@ async def test_a_caller_who_takes_nothing_is_hung_up_on() -> None:
             await until(lambda: server.hub.http_streams == 0)
             async with http(server) as client:
                 assert (await client.post("/v1/audio/speech", json={"input": "Hi."})).status_code == 200
-
-
-async def test_a_client_that_reads_nothing_and_answers_no_ping_is_dropped() -> None:
-    """Its buffers are full, so that a polite close would wait for it for ever."""
-    async with serving(FakeSynthesizer(frames_per_char=50), ping_s=0.2, grace_s=0.0) as server:
-        loop = asyncio.get_running_loop()
-        with socket.socket() as stalled:
-            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            stalled.setblocking(False)
-            await loop.sock_connect(stalled, ("127.0.0.1", server.port))
-            head = (
-                f"GET {wire.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-                f"Sec-WebSocket-Protocol: {wire.SUBPROTOCOL}\r\n\r\n"
-            )
-            await loop.sock_sendall(stalled, head.encode())
-            assert b" 101 " in await loop.sock_recv(stalled, 1000)
-            await loop.sock_sendall(stalled, _masked(wire.dump(wire.Hello(version=wire.VERSION, client="0" * 32))))
-            for number in range(5):  # 30 s of sound each: more than the kernel takes in
-                await loop.sock_sendall(stalled, _masked(spoken(number, f"s{number}")))
-            await until(lambda: bool(server.hub.clients))
-            await until(lambda: not server.hub.clients, timeout=3)
-
-
-def _masked(text: str) -> bytes:
-    """A client's text message, under a mask of zeros."""
-    data = text.encode()
-    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
-    return b"\x81" + size + bytes(4) + data
-
-
-def spoken(stream: int, session: str) -> str:
-    context = wire.ContextRef(system=None, scene=None)
-    asked = wire.Speak(
-        stream=stream,
-        session=session,
-        speech=f"{stream}",
-        context=context,
-        text=LONG,
-        sampling=Sampling(),
-        window=10**9,
-    )
-    return wire.dump(asked)
 
 
 async def test_server_sent_events() -> None:

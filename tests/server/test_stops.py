@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
@@ -103,6 +104,35 @@ async def test_closing_a_session_ends_a_stream_that_waits_for_its_listener() -> 
         await until(lambda: server.hub.streams == 0)
         (client,) = server.hub.clients.values()
         await until(lambda: len(client.tasks) == 0)
+
+
+async def test_a_client_that_reads_nothing_and_answers_no_ping_is_dropped() -> None:
+    """Its buffers are full, so that a polite close would wait for it for ever."""
+    async with serving(FakeSynthesizer(frames_per_char=50), ping_s=0.2, grace_s=0.0) as server:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            stalled.setblocking(False)
+            await loop.sock_connect(stalled, ("127.0.0.1", server.port))
+            head = (
+                f"GET {wire.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+                f"Sec-WebSocket-Protocol: {wire.SUBPROTOCOL}\r\n\r\n"
+            )
+            await loop.sock_sendall(stalled, head.encode())
+            assert b" 101 " in await loop.sock_recv(stalled, 1000)
+            await loop.sock_sendall(stalled, _masked(wire.dump(wire.Hello(version=wire.VERSION, client="0" * 32))))
+            for number in range(5):  # 30 s of sound each: more than the kernel takes in
+                await loop.sock_sendall(stalled, _masked(speak(number, f"s{number}")))
+            await until(lambda: bool(server.hub.clients))
+            await until(lambda: not server.hub.clients, timeout=3)
+
+
+def _masked(text: str) -> bytes:
+    """A client's text message, under a mask of zeros."""
+    data = text.encode()
+    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
+    return b"\x81" + size + bytes(4) + data
 
 
 async def test_a_clip_that_breaks_the_engine_is_answered() -> None:
