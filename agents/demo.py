@@ -57,6 +57,7 @@ from higgs_voice import (
 )
 from higgs_voice.adapters.pipecat import HiggsTTSService
 from higgs_voice.audio import to_int16, write_wav
+from higgs_voice.heap import settled
 
 SCRIPT = (
     (
@@ -225,7 +226,8 @@ async def run(args: argparse.Namespace, console: Console, out: Path) -> None:
             await line_of_the_caller(engine, out / "caller.wav", args.other_speaker)
         console.print(f"{engine.info.model} is ready after {time.monotonic() - began:.1f} s")
         async with listening() as listener:
-            await room(args, engine, listener, console, out)
+            with settled():
+                await room(args, engine, listener, console, out)
     finally:
         await engine.aclose()
 

@@ -71,6 +71,7 @@ from higgs_voice.adapters.phone import PROVIDERS, PhoneBand, PhoneCall, PhoneTra
 from higgs_voice.adapters.pipecat import HiggsTTSService, PlayoutTracker
 from higgs_voice.adapters.telephony import PHONE_RATE, PhoneSettings
 from higgs_voice.errors import HiggsVoiceError, ProtocolError
+from higgs_voice.heap import settled
 
 MOST_BODY = 2**16  # bytes of a webhook's request, before its signature is looked at
 LEAVE_S = 5
@@ -504,7 +505,8 @@ async def serve(bot: PhoneBot, listener: socket.socket, on_ready: Callable[[], N
         server = _Server(uvicorn.Config(create_app(bot), log_level="warning", timeout_graceful_shutdown=LEAVE_S))
         server.on_ready = on_ready
         server.failed = lambda: bot.failure is not None
-        await server.serve([listener])
+        with settled():
+            await server.serve([listener])
         if bot.failure is not None:
             raise bot.failure
         logger.info("stopped")

@@ -78,6 +78,7 @@ class _Bench:
     def run(self, measure: Callable[[Any], Coroutine[Any, Any, dict[str, Any]]]) -> None:
         from .bench.common import HostShare, Place, emit, engine_for
         from .conversation.presets import find_voice
+        from .heap import settled
 
         async def work() -> dict[str, Any]:
             engine = engine_for(
@@ -95,7 +96,8 @@ class _Bench:
                 types = "".join(f", {PARTS[part]} in {kind}" for part, kind in self.types.items())
                 self.say(f"{self.name}: {what}{types}", *Place.here().lines())
                 host = HostShare()
-                found = await measure(engine)
+                with settled():
+                    found = await measure(engine)
                 taken = host.percent
                 if taken is not None:
                     self.say(f"the host took {taken:.1f} % of the processors meanwhile")

@@ -49,3 +49,11 @@ def test_a_turn_beside_others_is_measured_by_both_schedules() -> None:
     for kind in ("ahead", "alike"):
         assert found[kind]["ttfa_ms"]["n"] == found[kind]["least_left_ms"]["n"] == 1
         assert found[kind]["ttfa_ms"]["p50"] > 0
+
+
+def test_many_calls_are_measured_without_arithmetic() -> None:
+    words = ("--step-ms", "1", "--prefill-ms", "1", "--codec-ms", "1", "--rows", "20000")
+    found = run("load.py", "--sessions", "2,3", "--seconds", "0.5", "--frames", "12", "--pause", "0.1", *words)
+    assert [each["sessions"] for each in found["levels"]] == [2, 3]
+    assert all(each["turns"] >= each["sessions"] and each["busy"] == 0 for each in found["levels"])
+    assert all(each["ttfa_ms_p50"] > 0 and each["host_cpu_s_per_audio_s"] > 0 for each in found["levels"])

@@ -28,13 +28,49 @@ def test_background_work_waits_for_everybody() -> None:
 
 
 def test_a_prefill_waits_for_who_is_about_to_run_dry_but_not_for_long() -> None:
-    scheduler = Scheduler(scarce_s=0.12, patience=3)
+    scheduler = Scheduler(scarce_s=0.12, scarce_ticks=None, patience=3)
     for buffered, waits in ((-1.0, False), (-0.05, True), (0.08, True), (0.2, False)):
         plan = scheduler.plan([JobView("plays", 0, False, buffered), JobView("new", 1, True)], background=True)
         assert plan.step == ("plays",)
-        assert (plan.prefill, plan.put_off) == ((None, "new") if waits else ("new", None))
+        assert (plan.prefill, plan.put_off) == ((None, True) if waits else ("new", False))
     plan = scheduler.plan([JobView("plays", 0, False, 0.08), JobView("new", 1, True, put_off=3)], background=True)
-    assert (plan.prefill, plan.put_off) == ("new", None)
+    assert (plan.prefill, plan.put_off) == ("new", False)
+
+
+def test_who_comes_later_does_not_wait_anew_for_all() -> None:
+    """With many streams one of them is always about to run dry. If each newcomer's prefill were put off by itself, one would be prefilled
+    every `patience` ticks, and those with longer prompts never."""
+    scheduler = Scheduler(scarce_ticks=None, patience=8)
+    plays = JobView("plays", 0, False, 0.05)
+    long = JobView("long", 1, True, put_off=8, rows_left=107)
+    short = JobView("short", 2, True, put_off=0, rows_left=44)
+    plan = scheduler.plan([plays, long, short], background=False)
+    assert (plan.prefill, plan.put_off) == ("short", False)
+    assert scheduler.plan([plays, short], background=False).put_off
+
+
+@pytest.mark.parametrize(("tick_s", "waits"), [(0.0, False), (0.005, False), (0.02, True)])
+def test_who_is_about_to_run_dry_is_told_by_what_a_tick_takes(tick_s: float, waits: bool) -> None:
+    jobs = [JobView("plays", 0, False, 0.05), JobView("new", 1, True)]
+    assert Scheduler(scarce_ticks=4.0).plan(jobs, background=False, tick_s=tick_s).put_off is waits
+
+
+def test_who_still_has_sound_to_play_is_prefilled_after_those_who_have_none() -> None:
+    plan = Scheduler(unhurried_s=1.0).plan
+    goes_on, begins = JobView("goes on", 0, True, 3.0, rows_left=10), JobView("begins", 1, True, -4.0, rows_left=90)
+    assert plan([goes_on, begins], background=False).prefill == "begins"
+    assert plan([goes_on, JobView("less left", 1, True, 2.0, rows_left=90)], background=False).prefill == "less left"
+    soon = JobView("soon", 0, True, 0.9, rows_left=10)
+    assert plan([soon, begins], background=False).prefill == "soon"
+
+
+def test_and_not_while_somebody_waits_for_a_first_sound() -> None:
+    plan = Scheduler(unhurried_s=1.0).plan
+    unheard, goes_on = JobView("unheard", 0, False, -1.0, unheard=True), JobView("goes on", 1, True, 3.0)
+    waits = plan([unheard, goes_on], background=True)
+    assert (waits.step, waits.prefill, waits.put_off, waits.background) == (("unheard",), None, False, False)
+    assert plan([unheard, JobView("soon", 1, True, 0.9)], background=True).prefill == "soon"
+    assert plan([JobView("plays", 0, False, 0.5), goes_on], background=True).prefill == "goes on"
 
 
 def test_nobody_waits_for_a_longer_prompt_than_its_own() -> None:
@@ -63,9 +99,6 @@ def test_who_has_ample_sound_lets_the_others_go_ahead() -> None:
     assert (reads.step, reads.prefill, reads.idle) == ((), "reads", False)
     reads = plan([JobView("rich", 0, True, 3.0), JobView("reads", 2, True, -1.0)], background=True)
     assert reads.prefill == "reads"
-    assert (
-        Scheduler().plan([JobView("rich", 0, True, 3.0), JobView("reads", 2, True)], background=True).prefill == "rich"
-    )
 
 
 def test_nobody_lets_those_go_ahead_who_do_not_take_their_sound() -> None:

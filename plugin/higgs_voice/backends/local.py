@@ -45,6 +45,9 @@ from .guards import Guards, SilenceWatch
 
 log = logging.getLogger("higgs_voice.local")
 
+CPU_BATCH, GPU_BATCH = 16, 64
+"""Streams stepped together at most."""
+
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
@@ -224,7 +227,8 @@ class LocalSynthesizer:
             float32, and a context that was kept gives others than one that is read anew.
         weight_dtype: in what the layers' weights are kept; ``auto`` is the model's type, ``int8`` takes half the memory of bfloat16 on a
             GPU, where a step then reads half as much. The tokens are then no longer the model's own.
-        max_batch: streams stepped together at most. run_ahead_s: audio a consumer may be behind before its stream pauses.
+        max_batch: streams stepped together at most; None is 64 on a GPU, where a step of many takes little longer than one of few, and 16 on a
+            CPU. run_ahead_s: audio a consumer may be behind before its stream pauses.
         threads: of the CPU, for the model's steps, half as many for the codec; None leaves one core to the event loop, so that media
             never starve.
         loaded: a model that is loaded already, instead of `model` and of what it would be loaded with.
@@ -240,7 +244,7 @@ class LocalSynthesizer:
         codec_dtype: str = "float32",
         kv_dtype: str = "auto",
         weight_dtype: str = "auto",
-        max_batch: int = 16,
+        max_batch: int | None = None,
         run_ahead_s: float = 10.0,
         threads: int | None = None,
         guards: Guards | None = None,
@@ -260,7 +264,8 @@ class LocalSynthesizer:
             "weight_dtype": weight_dtype,
         }
         self._pool_options: dict[str, Any] = {"kv_dtype": kv_dtype, **pool}
-        self._scheduler = Scheduler(max_batch=max_batch, run_ahead_s=run_ahead_s)
+        self._max_batch = max_batch
+        self._scheduler = Scheduler(run_ahead_s=run_ahead_s)
         self._threads = threads if threads is not None else max(1, (os.cpu_count() or 2) - 1)
         self._guards = guards or Guards()
         self._loaded = loaded
@@ -318,9 +323,12 @@ class LocalSynthesizer:
     def _load(self) -> _Parts:
         """On a thread of its own. It starts nothing, since what it returns may not be wanted any more."""
         loaded = self._loaded or load(self._model_name, **self._load_options)
-        scheduler = self._scheduler
-        if loaded.device.type == "cpu":  # where a step takes longer the more streams it has
-            scheduler = replace(scheduler, comfortable_s=COMFORTABLE_S, ample_s=AMPLE_S)
+        on_cpu = loaded.device.type == "cpu"
+        scheduler = replace(self._scheduler, max_batch=self._max_batch or (CPU_BATCH if on_cpu else GPU_BATCH))
+        if on_cpu:  # where a step takes longer the more streams it has, and the codec's pieces slow it
+            scheduler = replace(
+                scheduler, comfortable_s=COMFORTABLE_S, unhurried_s=AMPLE_S, ample_s=AMPLE_S, scarce_ticks=None
+            )
         decoder = Decoder(loaded.codec, dtype=self._codec_dtype)
         runner = Runner(loaded, **self._pool_options)
         wait_for(loaded.device)  # other streams than this thread's are about to read the weights

@@ -23,7 +23,7 @@ class JobView:
     waiting_s: float = 0.0
     """Audio sent that its consumer has not taken."""
     put_off: int = 0
-    """Ticks that its prefill was put off for others."""
+    """Ticks in which all prefills were put off while it waited."""
     rows_left: int = 0
     """Of its prompt, that are not in the cache yet."""
     passed_over: int = 0
@@ -42,8 +42,8 @@ class Plan:
     """The stream whose prompt grows by one piece."""
     background: bool
     """Whether one piece may go to what nobody waits for yet."""
-    put_off: str | None = None
-    """The stream whose prefill waits for this tick."""
+    put_off: bool = False
+    """Whether all prefills wait for this tick."""
 
     @property
     def idle(self) -> bool:
@@ -55,10 +55,11 @@ class Scheduler:
     """Real time first: who has the least audio buffered steps first, and nobody runs ahead without bound.
 
     A new stream's prefill goes piece by piece between the others' steps: it never stalls them for longer than a piece, and while
-    one of them is about to run dry, as each is just after its first sound, it waits, but not for long. Of several that wait, the
-    one with the fewest rows left is prefilled (shortest remaining time first), so that nobody waits for another's long prompt; who was
-    passed over `patience` times has the next piece. Where a step takes longer the more streams it has, as on a CPU, who has ample
-    sound lets the others go ahead while one of them has too little.
+    one of them is about to run dry, as each is just after its first sound, all prefills wait, but not for long. Of several that wait,
+    whose listener still has ample sound of the chunk before comes last, by what is left of it, and not at all while somebody who steps has
+    nothing yet. Of the others the one with the fewest rows left is prefilled (shortest remaining time first), so that nobody waits for
+    another's long prompt; who was passed over `patience` times has the next piece. Where a step takes longer the more streams it has, as on
+    a CPU, who has ample sound lets the others go ahead while one of them has too little.
     """
 
     max_batch: int = 16
@@ -66,46 +67,57 @@ class Scheduler:
     """A stream whose consumer is this far behind is paused."""
     comfortable_s: float = 0.25
     """Background work waits until every stream that steps has this much buffered."""
+    unhurried_s: float = 1.0
+    """Who has this much buffered of the chunk before can wait with its prefill."""
 
     scarce_s: float = 0.12
-    """A stream that plays and has less than this left is about to run dry."""
+    """A stream that plays and has less than this left is about to run dry, `scarce_ticks` allowing."""
+    scarce_ticks: float | None = 4.0
+    """It is so only if that is less than so many ticks take: the pieces after the first sound come every three steps or four. None, where
+    what else is computed beside the steps slows them, as on a CPU: `scarce_s` alone says."""
     patience: int = 8
-    """Ticks that a prefill is put off at most, and pieces that others have before it."""
+    """Ticks that prefills are put off at most, and pieces that others have before one's own."""
     ample_s: float | None = None
     """Who has this much buffered sits out while somebody, whose consumer takes what comes, has less than `comfortable_s`; None:
     nobody does."""
 
-    def plan(self, jobs: Sequence[JobView], *, background: bool) -> Plan:
-        """`background`: whether there is such work at all."""
+    def plan(self, jobs: Sequence[JobView], *, background: bool, tick_s: float = 0.0) -> Plan:
+        """`background`: whether there is such work at all. `tick_s`: what a tick takes; 0 where it is not known yet."""
         ready = [job for job in jobs if not job.prefilling and job.waiting_s < self.run_ahead_s]
         ready.sort(key=lambda job: (job.buffered_s, job.order))
         waiting = [job for job in jobs if job.prefilling]
         ample = self.ample_s
-        first = min(
-            waiting,
-            key=lambda job: (
-                ample is not None and job.buffered_s >= ample,
-                job.passed_over < self.patience,
-                job.rows_left,
-                job.order,
-            ),
-            default=None,
-        )
         if ample is not None and any(
             job.buffered_s < self.comfortable_s and job.waiting_s < ample for job in (*ready, *waiting)
         ):
             ready = [job for job in ready if job.buffered_s < ample]
         step = ready[: self.max_batch]
-        scarce = any(NOT_STARTED < job.buffered_s < self.scarce_s for job in step)
-        if first is not None and scarce and first.put_off < self.patience:
-            return Plan(tuple(job.key for job in step), None, background=False, put_off=first.key)
-        prefill = first.key if first is not None else None
-        calm = all(job.buffered_s >= self.comfortable_s and not job.unheard for job in step)
+        keys = tuple(job.key for job in step)
+        unheard = any(job.unheard for job in step)
+        first = min(waiting, key=self._urgency, default=None)
+        if first is not None and unheard and self._unhurried(first):
+            return Plan(keys, None, background=False)
+        if first is not None and self._scarce(step, tick_s) and max(job.put_off for job in waiting) < self.patience:
+            return Plan(keys, None, background=False, put_off=True)
+        calm = not unheard and all(job.buffered_s >= self.comfortable_s for job in step)
         return Plan(
-            step=tuple(job.key for job in step),
-            prefill=prefill,
-            background=background and prefill is None and calm,
+            step=keys,
+            prefill=first.key if first is not None else None,
+            background=background and first is None and calm,
         )
+
+    def _unhurried(self, job: JobView) -> bool:
+        return job.buffered_s >= self.unhurried_s
+
+    def _urgency(self, job: JobView) -> tuple[float, ...]:
+        """Of streams that wait for their prefill; the least comes first."""
+        left = job.buffered_s if self._unhurried(job) else 0.0
+        return left, job.passed_over < self.patience, job.rows_left, job.order
+
+    def _scarce(self, step: Sequence[JobView], tick_s: float) -> bool:
+        """Whether somebody who steps is about to run dry."""
+        scarce = self.scarce_s if self.scarce_ticks is None else min(self.scarce_s, self.scarce_ticks * tick_s)
+        return any(NOT_STARTED < job.buffered_s < scarce for job in step)
 
 
 class Pace:

@@ -75,7 +75,7 @@ class Job:
     retries: int = 2
     stopped: bool = False
     put_off: int = 0
-    """Ticks that its prefill waited for others."""
+    """Ticks in which all prefills were put off while it waited."""
     passed_over: int = 0
     """Pieces of prefill that went to others since its own last one."""
     frames: int = 0
@@ -283,9 +283,15 @@ class Worker:
             view = JobView(key, job.order, prefilling, buffered, waiting, job.put_off, left, job.passed_over, unheard)
             views.append(view)
         background = next((name for name, item in self._sessions.items() if item.target is not None), None)
-        plan = self._scheduler.plan(views, background=background is not None)
-        if plan.put_off is not None:
-            running[plan.put_off].put_off += 1
+        plan = self._scheduler.plan(
+            views,
+            background=background is not None,
+            tick_s=self.pace.tick_s(min(len(views), self._scheduler.max_batch)),
+        )
+        if plan.put_off:
+            for view in views:
+                if view.prefilling:
+                    running[view.key].put_off += 1
         if plan.idle and self._launched is None:
             return False
         began = self._clock()

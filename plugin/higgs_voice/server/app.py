@@ -21,7 +21,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from .. import telemetry, wire
+from .. import heap, telemetry, wire
 from .._version import __version__
 from ..config import Sampling
 from ..conversation.synthesizer import Synthesizer
@@ -547,23 +547,24 @@ async def run(
         try:
             if on_ready is not None:
                 on_ready(server)
-            await _either(first.wait(), server.hub.failed())
-            if not first.is_set() and server.hub.failure is not None:
-                raise server.hub.failure  # whoever supervises this process starts another one
-            telemetry.event(
-                log,
-                "draining",
-                sessions=server.hub.sessions,
-                drain_s=settings.drain_s,
-                second_signal="ends at once",
-            )
-            await _either(server.drain(), second.wait())
-            telemetry.event(
-                log,
-                "stopped",
-                reason="a second signal came" if second.is_set() else server.hub.drained,
-                sessions=server.hub.sessions,
-            )
+            with heap.settled():
+                await _either(first.wait(), server.hub.failed())
+                if not first.is_set() and server.hub.failure is not None:
+                    raise server.hub.failure  # whoever supervises this process starts another one
+                telemetry.event(
+                    log,
+                    "draining",
+                    sessions=server.hub.sessions,
+                    drain_s=settings.drain_s,
+                    second_signal="ends at once",
+                )
+                await _either(server.drain(), second.wait())
+                telemetry.event(
+                    log,
+                    "stopped",
+                    reason="a second signal came" if second.is_set() else server.hub.drained,
+                    sessions=server.hub.sessions,
+                )
         finally:
             await server.aclose()
     finally:
