@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .kv import Attend
-from .linear import Int8Linear, Linear
+from .linear import Int8Linear, Linear, steady
 
 
 @dataclass(slots=True)
@@ -164,10 +164,12 @@ class Forward:
         The rotary tables must reach the positions already.
         """
         rows = codes.shape[0]
-        if rows == 1 and self.device.type == "cpu" and not self._packed:
-            # One row takes another matrix kernel of MKL, which sums in another order than two rows and more do. Doubled, a
-            # row's logits are the same bits whoever shares the batch.
-            codes, positions = codes.expand(2, -1), positions.expand(2)
+        if self.head.steadied and (more := steady(rows, self._packed) - rows):
+            # Here, and not by every projection anew. The rows behind are the first one again.
+            codes, positions = (
+                torch.cat((codes, codes[:1].expand(more, -1))),
+                torch.cat((positions, positions[:1].expand(more))),
+            )
         cos, sin = (table.index_select(0, positions) for table in (self.cos, self.sin))
         x = self._blocks(self._embed_audio(codes), cos, sin, attend, "audio")
         return self.logits(x)[:rows]
