@@ -139,7 +139,10 @@ def fused(device: str) -> None:
         eight.weight, eight._scale = made.weight, made.scale  # as it is on a GPU
         exact = Linear(torch.randn(2 * outputs, depth, device=device))
         norm = torch.rand(depth, device=device) + 0.5
-        for linear, weight in ((exact, exact.weight.double()), (eight, made.weight.double() * made.scale.double()[:, None])):
+        for linear, weight in (
+            (exact, exact.weight.double()),
+            (eight, made.weight.double() * made.scale.double()[:, None]),
+        ):
             for rows in (1, 3, 17, FEW_ROWS):
                 x = torch.randn(rows, depth, device=device) * torch.rand(rows, 1, device=device) * 10
                 y = x.double()

@@ -20,7 +20,9 @@ from higgs_voice.config import MAX_RAS_WINDOW, Sampling
 from higgs_voice.errors import DependencyError
 from higgs_voice.model import runner as runner_module
 from higgs_voice.model import sampling, toolchain
+from higgs_voice.model.graphs import CudaGraphed
 from higgs_voice.model.kv import KvShape, attention
+from higgs_voice.model.linear import FEW_ROWS
 from higgs_voice.model.loading import Loaded
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Runner, default_rows, wait_for
@@ -260,3 +262,65 @@ def test_an_engine_without_them_is_not_begun(nano: Loaded, monkeypatch: pytest.M
         Runner(on_gpu)
     Runner(nano, max_rows=256, paged=True)
     assert asked == [GPU]
+
+
+# Fused steps
+
+
+@pytest.mark.parametrize(
+    ("found", "kept", "says"),
+    [
+        (0.04, True, ""),
+        (0.6, False, "by 0.60 standard deviations"),
+        (float("nan"), False, "by nan standard deviations"),
+        (ValueError("no such instruction"), False, "cannot be had here"),
+    ],
+)
+def test_fused_steps_are_looked_at_before_they_are_taken(
+    nano: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    found: float | Exception,
+    kept: bool,
+    says: str,
+) -> None:
+    """Wrong or impossible ones cost nothing but a line in the log."""
+    runner, asked = Runner(nano, max_rows=256, paged=True, graphs=True), list[int]()
+
+    def error(rows: int) -> float:
+        asked.append(rows)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(runner, "fused_error", error)
+    graphed = CudaGraphed(lambda lines: lines, lambda lines: lines, padding=0)
+    runner._look_at_fused(graphed)
+    assert (len(graphed.others), asked[0]) == (int(kept), 1)
+    assert says in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fused", "kinds"),
+    [
+        (torch.bfloat16, None, [False, True]),
+        (torch.bfloat16, True, [True]),
+        (torch.bfloat16, False, [False]),
+        (torch.float32, None, [False]),
+    ],
+)
+def test_who_takes_fused_steps(nano: Loaded, dtype: torch.dtype, fused: bool | None, kinds: list[bool]) -> None:
+    """A model in float32 does not: its tokens are the same in every way of running it."""
+    runner = Runner(replace(nano, dtype=dtype), max_rows=256, paged=True, graphs=True, fused=fused)
+    graphed = runner._graphed
+    assert graphed is not None
+    assert [function.args[1] for function in (graphed._function, *graphed.others)] == kinds  # pyright: ignore
+
+
+def test_more_rows_than_the_kernels_take_are_stepped_as_ever(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, taken = Runner(nano, max_rows=256, max_slots=80, paged=True, graphs=True), list[Any]()
+    monkeypatch.setattr(runner, "_step", lambda *given: [taken.append(given), torch.zeros(1)][1])
+    pages: Any = runner.pool
+    for rows in (FEW_ROWS, FEW_ROWS + 1):
+        runner._step_captured(pages, True, torch.full((rows,), 80))
+    assert [len(given) for given in taken] == [3, 2]

@@ -140,9 +140,7 @@ class Linear:
         """`FEW_ROWS` rows at most, by one kernel with what stands around the product: see `kernels.project`."""
         from . import kernels
 
-        return kernels.project(
-            x, self.weight, self._scale, residual, norm=norm, eps=eps, gated=gated, dtype=dtype
-        )
+        return kernels.project(x, self.weight, self._scale, residual, norm=norm, eps=eps, gated=gated, dtype=dtype)
 
     def _product(self, x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.shape[0] <= STEP_ROWS:

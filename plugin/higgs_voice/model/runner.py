@@ -395,9 +395,7 @@ class Runner:
         return self.forward.logits(self._prefill(slot, last)[-1:])[0]
 
     @torch.inference_mode()
-    def _step(
-        self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend], forward: Decode | None = None
-    ) -> Tensor:
+    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend], forward: Decode | None = None) -> Tensor:
         """The step itself: the rows [B, K] that lines produce next. ``decode`` gives the attention at positions."""
         codes, positions = self.sampler.last(lines)
         logits = (forward or self.forward.decode)(codes, positions, decode(lines.index, positions))
