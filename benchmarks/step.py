@@ -12,8 +12,9 @@ measured first. Then prefill, in pieces as the engine takes them.
 
 ``--random 3b`` has the published model's shapes and random weights: its times are true and its sound is noise. ``--check``, on
 a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32; and the logits of fused steps
-with those of plain ones. On a GPU, for a model in half precision, both kinds of kernels are timed, in turns: `plain` is cuBLAS and torch's
-own with attention over pages, `fused` has norms, gate and residuals within the products. ``--profile``: where a GPU's time goes in a step
+with those of plain ones. On a GPU, for a model in half precision, all kinds of kernels are timed, in turns: `plain` is cuBLAS and torch's
+own with attention over pages, `fused` has norms, gate and residuals within the products, and in `overlapped` each begins while the one before
+ends. ``--profile``: where a GPU's time goes in a step
 for one stream, kernel by kernel.
 """
 
@@ -34,7 +35,7 @@ from common import Place, Spread, emit
 from higgs_voice.config import Sampling
 from higgs_voice.model.loading import Loaded, load, random_model
 from higgs_voice.model.prompt import Rows
-from higgs_voice.model.runner import Generation, Runner
+from higgs_voice.model.runner import Generation, Runner, kinds_for
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=1_000_000)
 
@@ -145,12 +146,16 @@ def drawn(runner: Runner, batch: int, steps: int) -> np.ndarray:
 def check(loaded: Loaded, *, batch: int = 3, steps: int = 24) -> dict[str, float]:
     """The share of rows that captured and plain steps draw alike, and the largest difference of their teacher-forced
     logits from those of one prefill."""
-    plain, captured = (Runner(loaded, max_rows=4096, graphs=graphs, fused=False) for graphs in (False, True))
+    plain, captured = (Runner(loaded, max_rows=4096, graphs=graphs, kernels="plain") for graphs in (False, True))
     one, other = drawn(plain, batch, steps), drawn(captured, batch, steps)
     width = min(len(one), len(other))
     alike = float((one[:width] == other[:width]).all(axis=-1).mean())
-    half = loaded.dtype.itemsize == 2
-    fused = {f"fused_logits_worst_of_{rows}": captured.fused_error(rows) for rows in (1, 16, 64)} if half else {}
+    kinds = kinds_for(loaded.dtype, loaded.device)[1:]
+    other = {
+        f"{kind}_logits_worst_of_{rows}": captured.fused_error(rows, ahead=kind == "overlapped")
+        for kind in kinds
+        for rows in (1, 16, 64)
+    }
     generations = begin(plain, 1, 150)
     for _ in range(steps):
         plain.step(generations)
@@ -162,7 +167,7 @@ def check(loaded: Loaded, *, batch: int = 3, steps: int = 24) -> dict[str, float
     plain.align(fresh, copy)
     worst = float((decoded - plain.logits(fresh)).abs().max())
     found = {"rows_alike": alike, "logits_after_decoding_worst": worst, "logits_std": float(decoded.std())}
-    return found | fused
+    return found | other
 
 
 def profile(runner: Runner, rows: int, steps: int = 20) -> list[dict[str, float | str]]:
@@ -230,15 +235,14 @@ def main() -> None:
         print("check", json.dumps(result["check"]))
     graphs = False if options.eager else None
     on_gpu = loaded.device.type == "cuda"
-    both = on_gpu and not options.eager and loaded.dtype.itemsize == 2
-    runners = {"plain": Runner(loaded, graphs=graphs, fused=False)}
-    if both:
-        runners["fused"] = Runner(loaded, fused=True)
+    kinds = ("plain",) if options.eager else kinds_for(loaded.dtype, loaded.device)
+    rows = max(options.batches) * (max(options.contexts) + options.steps + 256) + 1024
+    runners = {kind: Runner(loaded, max_rows=rows, graphs=graphs, kernels=kind) for kind in kinds}
     runner = runners["plain"]
     rate = bandwidth(runner.device)
     print(f"{loaded.name}, {loaded.dtype}, on {loaded.device}; copies at {rate / 1e9:.0f} GB/s\n")
     print(
-        "batch  context  kernels  alone p50    p95  CPU p50  "
+        "batch  context  kernels     alone p50    p95  CPU p50  "
         + ("ahead p50    p95  " if on_gpu else "")
         + "floor  (ms a step)"
     )
@@ -249,7 +253,7 @@ def main() -> None:
         floor = step_bytes(each, batch, rows) / rate * 1e3
         late = f"{ahead.p50:9.2f} {ahead.p95:6.2f}  " if ahead else ""
         print(
-            f"{batch:5}  {rows:7}  {kind:7}  {alone.p50:9.2f} {alone.p95:6.2f}  {work.p50:7.2f}  {late}{floor:5.2f}",
+            f"{batch:5}  {rows:7}  {kind:10}  {alone.p50:9.2f} {alone.p95:6.2f}  {work.p50:7.2f}  {late}{floor:5.2f}",
             flush=True,
         )
         row: dict[str, Any] = {

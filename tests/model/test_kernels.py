@@ -4,6 +4,7 @@ not be there."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,14 +34,14 @@ ADDRESSES = {"lines": "*i64", "positions": "*i64", "table": "*i32"}
 WHOLE = {"table_width": "i32", "rows": "i32", "N": "i32", "K": "i32", "scale": "fp32", "eps": "fp32"}
 SUMS = dict.fromkeys(("sums", "peaks", "weights"), "*fp32")
 SHAPE = {"H": 8, "D": 128}
-ATTEND = {**SHAPE, **SUMS, "G": 3, "ROWS": 16, "PAGE": PAGE, "SPLITS": 16}
-PLAIN = {"scale": "*fp32", "NORM": False, "SCALED": False, "GATED": False, "ADD": False}
+ATTEND = {**SHAPE, **SUMS, "AHEAD": False, "G": 3, "ROWS": 16, "PAGE": PAGE, "SPLITS": 16}
+PLAIN = {"scale": "*fp32", "NORM": False, "SCALED": False, "GATED": False, "ADD": False, "AHEAD": False}
 EIGHT = {**PLAIN, "weight": "*i8", "SCALED": True}
 KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "store": ("_store", {**SHAPE, "HQ": 24, "PAGE": PAGE}),
     "attend": ("_attend", {**ATTEND, "NEW": False}),
     "attend and store": ("_attend", {**ATTEND, "NEW": True}),
-    "join": ("_join", {**SHAPE, **SUMS, "G": 3, "SPLITS": 16}),
+    "join": ("_join", {**SHAPE, **SUMS, "AHEAD": False, "G": 3, "SPLITS": 16}),
     "probe": ("_probe", {"out": "*i32", "N": 16}),
     "qkv": ("_project", {**PLAIN, "NORM": True}),
     "out": ("_project", {**PLAIN, "ADD": True}),
@@ -49,14 +50,18 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "eight bits": ("_project", {**EIGHT, "ADD": True}),
     "gate and up of eight bits": ("_project", {**EIGHT, "NORM": True, "GATED": True}),
 }
+OVERLAPPED = ("attend and store", "join", "qkv", "out", "gate and up", "heads", "gate and up of eight bits")
 OUTPUTS = {"qkv": 5120, "out": 3072, "gate and up": 8192, "heads": 8208}
 """Of the published model's projections."""
 
 
-@pytest.mark.parametrize("name", KERNELS)
+CASES = [(name, False) for name in KERNELS] + [(name, True) for name in OVERLAPPED]
+
+
+@pytest.mark.parametrize(("name", "ahead"), CASES)
 @pytest.mark.parametrize(("capability", "number"), [(90, "bf16"), (86, "bf16"), (86, "fp32")])
 def test_kernels_compile_for_gpus(
-    name: str, capability: int, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, ahead: bool, capability: int, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The published model's shapes, with the tiles that `project` takes for the fewest and the most rows; what a program takes fits a
     consumer's GPU, and nothing of it is put aside into slow memory."""
@@ -68,6 +73,10 @@ def test_kernels_compile_for_gpus(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     which, known = KERNELS[name]
+    if ahead:
+        if capability < 90:
+            return  # not asked for there
+        known = known | {"AHEAD": True}
     kernel = getattr(kernels, which)
     size = 2 if number == "bf16" else 4
     tiles: list[tuple[dict[str, int], int]] = [({}, kernels.pages_ahead(size))]
@@ -89,8 +98,15 @@ def test_kernels_compile_for_gpus(
         made: Any = triton.compile(
             ASTSource(kernel, signature, constants, attributes),
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": 4, "num_stages": loads},
+            options={"num_warps": 4, "num_stages": loads, "launch_pdl": ahead},
         )
         assert made.asm["cubin"]
         assert made.metadata.shared <= CONSUMER_SHARED, tile
-        assert ".local" not in made.asm["ptx"], tile
+        ptx = made.asm["ptx"]
+        assert ".local" not in ptx, tile
+        assert made.metadata.launch_pdl is ahead
+        # What a kernel reads of another one's it reads behind the wait, and what it writes as well.
+        before, wait, _ = ptx.partition("griddepcontrol.wait")
+        assert bool(wait) is ahead
+        assert not ahead or not re.search(r"ld\.global|cp\.async|st\.global", before)
+        assert ("prefetch.global.L2" in before) is (ahead and which == "_project")

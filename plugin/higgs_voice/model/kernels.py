@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SPLITS = 16
 """Programs that share one context and key head."""
@@ -81,6 +82,7 @@ def _attend(  # pyright: ignore[reportUnknownParameterType]
     table_width: typing.Any,
     scale: typing.Any,
     NEW: tl.constexpr,  # noqa: N803
+    AHEAD: tl.constexpr,  # noqa: N803
     H: tl.constexpr,  # noqa: N803
     G: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
@@ -89,6 +91,9 @@ def _attend(  # pyright: ignore[reportUnknownParameterType]
     SPLITS: tl.constexpr,  # noqa: N803
 ):
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if AHEAD:
+        gdc_wait()
+        gdc_launch_dependents()
     length = tl.load(positions + row) + 1
     line = tl.load(lines + row) * table_width
     # The queries of a key head's group, padded to what a matrix unit takes.
@@ -144,12 +149,16 @@ def _join(  # pyright: ignore[reportUnknownParameterType]
     peaks: typing.Any,
     weights: typing.Any,
     out: typing.Any,
+    AHEAD: tl.constexpr,  # noqa: N803
     H: tl.constexpr,  # noqa: N803
     G: tl.constexpr,  # noqa: N803
     D: tl.constexpr,  # noqa: N803
     SPLITS: tl.constexpr,  # noqa: N803
 ):
     row, head = tl.program_id(0), tl.program_id(1)
+    if AHEAD:
+        gdc_wait()
+        gdc_launch_dependents()
     split, d = tl.arange(0, SPLITS), tl.arange(0, D)
     part = ((row * H + head // G) * SPLITS + split) * G + head % G
     # A split without a page has peak -inf, which leaves it out; the first one always has a page.
@@ -159,6 +168,12 @@ def _join(  # pyright: ignore[reportUnknownParameterType]
     total = tl.sum(share[:, None] * tl.load(sums + part[:, None] * D + d[None, :]), 0)
     place = out + (row * H * G + head) * D + d
     tl.store(place, (total / weight).to(out.dtype.element_ty))
+
+
+@triton.jit
+def _fetch(lines: typing.Any):  # pyright: ignore[reportUnknownParameterType]
+    """Bring lines of 128 bytes into the second-level cache, without waiting for them."""
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; // $0", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit(do_not_specialize=["rows"])  # a compilation for one row, for sixteen and for the others would be three
@@ -177,12 +192,24 @@ def _project(  # pyright: ignore[reportUnknownParameterType]
     SCALED: tl.constexpr,  # noqa: N803
     GATED: tl.constexpr,  # noqa: N803
     ADD: tl.constexpr,  # noqa: N803
+    AHEAD: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     OUTPUTS: tl.constexpr,  # noqa: N803
     DEPTH: tl.constexpr,  # noqa: N803
 ):
     r = tl.arange(0, ROWS)
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    if AHEAD:
+        # No kernel writes weights: the first of them are on their way while the kernel before ends.
+        line: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+        pieces: tl.constexpr = 4 * DEPTH // line
+        first = tl.minimum(tl.arange(0, pieces) * line, K - 1)
+        lines = weight + tl.minimum(n, N - 1)[:, None] * K + first[None, :]
+        _fetch(lines)
+        if GATED:
+            _fetch(lines + N * K)
+        gdc_wait()
+        gdc_launch_dependents()
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
     upper = tl.zeros([ROWS, OUTPUTS], tl.float32)
     squares = tl.zeros([ROWS], tl.float32)
@@ -226,6 +253,16 @@ def _probe(out: typing.Any, N: tl.constexpr):  # noqa: N803  # pyright: ignore[r
 def _launch(kernel: typing.Any, grid: tuple[int, ...]) -> typing.Any:
     """A kernel over a grid; its launch takes options that its signature does not name."""
     return kernel[grid]
+
+
+def _launched(ahead: bool) -> dict[str, bool]:
+    """Of a launch: whether it may begin before the kernel before it has ended. Only GPUs that can take the option."""
+    return {"launch_pdl": True} if ahead else {}
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether a GPU begins a kernel before the one before it has ended (programmatic dependent launch, since Hopper)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def probe(device: torch.device) -> bool:
@@ -282,11 +319,13 @@ def attend(
     keys: Tensor,
     values: Tensor,
     rotary: tuple[Tensor, Tensor] | None = None,
+    *,
+    ahead: bool = False,
 ) -> Tensor:
     """Attention of one row over its context, its own row included: [R, HQ * D].
 
     ``query`` [R, HQ, D] is what `store` gave. With ``rotary``, ``cos`` and ``sin``, it is ``qkv``, and what `store` does is done here: one
-    launch less, where no row looks at another one's.
+    launch less, where no row looks at another one's. ``ahead``: as for `project`.
     """
     _, heads, page, dim = keys.shape
     rows, heads_q = query.shape[0], query.shape[1] - (2 * heads if rotary is not None else 0)
@@ -310,6 +349,7 @@ def attend(
         table.shape[1],
         dim**-0.5,
         rotary is not None,
+        ahead,
         heads,
         group,
         max(16, 1 << (group - 1).bit_length()),
@@ -318,9 +358,12 @@ def attend(
         SPLITS,
         num_warps=4,
         num_stages=pages_ahead(keys.element_size()),
+        **_launched(ahead),
     )
     out = torch.empty((rows, heads_q * dim), dtype=query.dtype, device=query.device)
-    _launch(_join, (rows, heads_q))(sums, peaks, weights, out, heads, group, dim, SPLITS, num_warps=4)
+    _launch(_join, (rows, heads_q))(
+        sums, peaks, weights, out, ahead, heads, group, dim, SPLITS, num_warps=4, **_launched(ahead)
+    )
     return out
 
 
@@ -348,12 +391,14 @@ def project(
     eps: float = 0.0,
     gated: bool = False,
     dtype: torch.dtype | None = None,
+    ahead: bool = False,
 ) -> Tensor:
     """x Wᵀ of few rows, in one launch with what stands around it: [R, K] by [N, K] to [R, N] in ``dtype``, that of x where it is None.
 
     ``norm`` [K]: x is normalised first, by its root mean square with ``eps``, and multiplied by this. ``scale`` [N]: of int8 weights.
     ``gated``: the weights are those of a gate and, behind them, as many others; silu of the one times the other, [R, N / 2].
-    ``residual`` is added. Sums are float32, rounded once.
+    ``residual`` is added. ``ahead``, where `can_overlap` says so: it begins before the kernel before it has ended, fetches weights meanwhile,
+    and waits for that one's results; that one must be of these kernels with ``ahead``, or end by itself. Sums are float32, rounded once.
     """
     (rows, depth), outputs = x.shape, weight.shape[0] // (2 if gated else 1)
     out = torch.empty((rows, outputs), dtype=dtype or x.dtype, device=x.device)
@@ -373,10 +418,12 @@ def project(
         scale is not None,
         gated,
         residual is not None,
+        ahead,
         padded,
         block,
         piece,
         num_warps=4,
         num_stages=loads,
+        **_launched(ahead),
     )
     return out

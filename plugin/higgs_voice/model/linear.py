@@ -136,11 +136,14 @@ class Linear:
         residual: Tensor | None = None,
         gated: bool = False,
         dtype: torch.dtype | None = None,
+        ahead: bool = False,
     ) -> Tensor:
         """`FEW_ROWS` rows at most, by one kernel with what stands around the product: see `kernels.project`."""
         from . import kernels
 
-        return kernels.project(x, self.weight, self._scale, residual, norm=norm, eps=eps, gated=gated, dtype=dtype)
+        return kernels.project(
+            x, self.weight, self._scale, residual, norm=norm, eps=eps, gated=gated, dtype=dtype, ahead=ahead
+        )
 
     def _product(self, x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.shape[0] <= STEP_ROWS:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ GPU_PIECE = 256
 
 Decode = Callable[[Tensor, Tensor, Attend], Tensor]
 """`Forward.decode`, or what does the same."""
+Kernels = Literal["plain", "fused", "overlapped"]
+"""Of a captured step: the device's own libraries' with attention over pages; `Forward.decode_fused`; or that with each launch beginning while
+the one before ends."""
 FAR = 0.5
 """Logits of fused steps that differ from plain ones by more, in standard deviations, are wrong and not only rounded otherwise."""
 
@@ -145,12 +148,12 @@ class Runner:
         kv_dtype: torch.dtype | str = "auto",
         paged: bool | None = None,
         graphs: bool | None = None,
-        fused: bool | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``kv_dtype``: see
         `pick_kv_dtype`. ``paged`` and ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a
-        CPU, where ``graphs`` runs what would be captured. ``fused``: captured steps by `Forward.decode_fused`; None is whichever is quicker
-        for a batch size on this device, for a model in half precision, and no for one in float32."""
+        CPU, where ``graphs`` runs what would be captured. ``kernels``: of captured steps, see `Kernels`; None is whichever are
+        quickest for a batch size on this device, for a model in half precision, and ``plain`` for one in float32."""
         self.loaded = loaded
         config: Any = loaded.model.config
         on_gpu = loaded.device.type == "cuda"
@@ -182,7 +185,7 @@ class Runner:
         if paged:
             pages = self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
             if on_gpu or graphs:
-                kinds = (False, True) if fused is None and loaded.dtype.itemsize == 2 else (bool(fused),)
+                kinds = (kernels,) if kernels is not None else kinds_for(loaded.dtype, loaded.device)
                 self._graphed = CudaGraphed(
                     *(partial(self._step_captured, pages, kind) for kind in kinds),
                     padding=max_slots,
@@ -354,21 +357,23 @@ class Runner:
                     break
 
     def _look_at_fused(self, graphed: CudaGraphed) -> None:
-        """Leave fused steps out where they cannot be had, or are wrong."""
-        if not graphed.others:
-            return
-        try:
-            error = max(self.fused_error(rows) for rows in (1, 32, FEW_ROWS))
-        except Exception:
-            log.warning("fused steps cannot be had here; the engine goes on without them, slower", exc_info=True)
-            graphed.others.clear()
-            return
-        if not error <= FAR:
-            log.warning("fused steps give other logits here, by %.2f standard deviations; they are left out", error)
-            graphed.others.clear()
+        """Leave steps by other kernels than the plain ones out where they cannot be had, or are wrong."""
+        for other in list(graphed.others):
+            kernels = cast("partial[Tensor]", other).args[1]
+            try:
+                error = max(self.fused_error(rows, ahead=kernels == "overlapped") for rows in (1, 32, FEW_ROWS))
+            except Exception:
+                log.warning(
+                    "%s steps cannot be had here; the engine goes on without them, slower", kernels, exc_info=True
+                )
+                graphed.others.remove(other)
+                continue
+            if not error <= FAR:
+                log.warning("%s steps give other logits here, by %.2f standard deviations; left out", kernels, error)
+                graphed.others.remove(other)
 
     @torch.inference_mode()
-    def fused_error(self, rows: int = 1) -> float:
+    def fused_error(self, rows: int = 1, *, ahead: bool = False) -> float:
         """Largest difference between the logits of a fused and of a plain step behind some hundred rows of context, in standard
         deviations; in a batch of so many rows, the others being nobody's. For a pool of pages."""
         pages, slot = self.pool, self.pool.acquire()
@@ -381,7 +386,8 @@ class Runner:
             lines[0], positions[0] = slot.index, slot.length
             codes = torch.full((rows, self.num_codebooks), self.bos, device=self.device)
             plain = self.forward.decode(codes, positions, pages.decode_lines(lines, positions))
-            fused = self.forward.decode_fused(codes, positions, pages.decode_lines(lines, positions, fused=True))
+            attend = pages.decode_lines(lines, positions, fused=True, ahead=ahead)
+            fused = self.forward.decode_fused(codes, positions, attend, ahead)
             return float(((fused[0] - plain[0]).abs().max() / plain[0].std()).item())
         finally:
             slot.release()
@@ -402,11 +408,13 @@ class Runner:
         return self.sampler.sample(logits, lines)
 
     @torch.inference_mode()
-    def _step_captured(self, pages: PagedPool, fused: bool, index: Tensor) -> Tensor:
+    def _step_captured(self, pages: PagedPool, kernels: Kernels, index: Tensor) -> Tensor:
         """`_step` over static tensors alone, with nothing left out: what is captured."""
         lines = self.sampler.gather(index)
-        if fused and len(index) <= FEW_ROWS:
-            rows = self._step(lines, partial(pages.decode_lines, fused=True), self.forward.decode_fused)
+        if kernels != "plain" and len(index) <= FEW_ROWS:
+            ahead = kernels == "overlapped"
+            attend = partial(pages.decode_lines, fused=True, ahead=ahead)
+            rows = self._step(lines, attend, partial(self.forward.decode_fused, ahead=ahead))
         else:
             rows = self._step(lines, pages.decode_lines)
         self.sampler.ints[self._padding].copy_(self._begun)
@@ -443,6 +451,15 @@ class Runner:
         if frame is not None:
             generation.frames += 1
         return StepResult(generation, row=row, frame=frame, finished=generation.finished)
+
+
+def kinds_for(dtype: torch.dtype, device: torch.device) -> tuple[Kernels, ...]:
+    """Which kernels may be tried for captured steps, the first ones those that always run."""
+    if dtype.itemsize != 2 or device.type != "cuda":
+        return ("plain",)
+    from . import kernels
+
+    return ("plain", "fused", "overlapped") if kernels.can_overlap(device) else ("plain", "fused")
 
 
 def wait_for(device: torch.device) -> None:
