@@ -127,6 +127,24 @@ class Linear:
             x, residual = (F.pad(each, (0, 0, 0, more)) for each in (x, residual))
         return torch.addmm(residual, x, self.weight.t())[:rows]
 
+    def fused(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        gated: bool = False,
+        dtype: torch.dtype | None = None,
+        ahead: bool = False,
+    ) -> Tensor:
+        """`FEW_ROWS` rows at most, by one kernel with what stands around the product: see `kernels.project`."""
+        from . import kernels
+
+        return kernels.project(
+            x, self.weight, self._scale, residual, norm=norm, eps=eps, gated=gated, dtype=dtype, ahead=ahead
+        )
+
     def _product(self, x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.shape[0] <= STEP_ROWS:
             from . import kernels

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -33,10 +34,21 @@ from .prompt import PromptBuilder, Rows
 from .sampling import BLOCK, Lines, Sampler, uniforms
 from .toolchain import check_kernels
 
+log = logging.getLogger("higgs_voice.runner")
+
 PIECE = 64
 """Rows prefilled at a time on a CPU, at most: how long a stop waits."""
 GPU_PIECE = 256
 """On a GPU, where the host takes as long to launch a piece of few rows as one of many."""
+
+
+Decode = Callable[[Tensor, Tensor, Attend], Tensor]
+"""`Forward.decode`, or what does the same."""
+Kernels = Literal["plain", "fused", "overlapped"]
+"""Of a captured step: the device's own libraries' with attention over pages; `Forward.decode_fused`; or that with each launch beginning while
+the one before ends."""
+FAR = 0.5
+"""Logits of fused steps that differ from plain ones by more, in standard deviations, are wrong and not only rounded otherwise."""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,10 +148,12 @@ class Runner:
         kv_dtype: torch.dtype | str = "auto",
         paged: bool | None = None,
         graphs: bool | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``kv_dtype``: see
         `pick_kv_dtype`. ``paged`` and ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a
-        CPU, where ``graphs`` runs what would be captured."""
+        CPU, where ``graphs`` runs what would be captured. ``kernels``: of captured steps, see `Kernels`; None is whichever are
+        quickest for a batch size on this device, for a model in half precision, and ``plain`` for one in float32."""
         self.loaded = loaded
         config: Any = loaded.model.config
         on_gpu = loaded.device.type == "cuda"
@@ -171,8 +185,11 @@ class Runner:
         if paged:
             pages = self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
             if on_gpu or graphs:
+                kinds = (kernels,) if kernels is not None else kinds_for(loaded.dtype, loaded.device)
                 self._graphed = CudaGraphed(
-                    partial(self._step_captured, pages), padding=max_slots, disable=graphs is False or not on_gpu
+                    *(partial(self._step_captured, pages, kind) for kind in kinds),
+                    padding=max_slots,
+                    disable=graphs is False or not on_gpu,
                 )
         else:
             self.pool = ContiguousPool(shape, max_rows=rows, max_slots=max_slots)
@@ -331,12 +348,49 @@ class Runner:
         finally:
             slot.release()
         if self._graphed is not None:
+            self._look_at_fused(self._graphed)
             for size in BUCKETS:
                 if should_stop():
                     return
                 self._graphed([self._padding] * size, self.device)
                 if size >= max_batch:
                     break
+
+    def _look_at_fused(self, graphed: CudaGraphed) -> None:
+        """Leave steps by other kernels than the plain ones out where they cannot be had, or are wrong."""
+        for other in list(graphed.others):
+            kernels = cast("partial[Tensor]", other).args[1]
+            try:
+                error = max(self.fused_error(rows, ahead=kernels == "overlapped") for rows in (1, 32, FEW_ROWS))
+            except Exception:
+                log.warning(
+                    "%s steps cannot be had here; the engine goes on without them, slower", kernels, exc_info=True
+                )
+                graphed.others.remove(other)
+                continue
+            if not error <= FAR:
+                log.warning("%s steps give other logits here, by %.2f standard deviations; left out", kernels, error)
+                graphed.others.remove(other)
+
+    @torch.inference_mode()
+    def fused_error(self, rows: int = 1, *, ahead: bool = False) -> float:
+        """Largest difference between the logits of a fused and of a plain step behind some hundred rows of context, in standard
+        deviations; in a batch of so many rows, the others being nobody's. For a pool of pages."""
+        pages, slot = self.pool, self.pool.acquire()
+        assert isinstance(pages, PagedPool)
+        try:
+            self.prefill(slot, Rows.of_text([0] * 100, self.num_codebooks))
+            slot.reserve(slot.length + 1)
+            lines = torch.full((rows,), self._padding, device=self.device)
+            positions = torch.zeros_like(lines)
+            lines[0], positions[0] = slot.index, slot.length
+            codes = torch.full((rows, self.num_codebooks), self.bos, device=self.device)
+            plain = self.forward.decode(codes, positions, pages.decode_lines(lines, positions))
+            attend = pages.decode_lines(lines, positions, fused=True, ahead=ahead)
+            fused = self.forward.decode_fused(codes, positions, attend, ahead)
+            return float(((fused[0] - plain[0]).abs().max() / plain[0].std()).item())
+        finally:
+            slot.release()
 
     def logits(self, slot: KvSlot) -> Tensor:
         """Logits [K, V] in float32 of the row after a slot's last one, which is computed again."""
@@ -347,16 +401,22 @@ class Runner:
         return self.forward.logits(self._prefill(slot, last)[-1:])[0]
 
     @torch.inference_mode()
-    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend]) -> Tensor:
+    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend], forward: Decode | None = None) -> Tensor:
         """The step itself: the rows [B, K] that lines produce next. ``decode`` gives the attention at positions."""
         codes, positions = self.sampler.last(lines)
-        logits = self.forward.decode(codes, positions, decode(lines.index, positions))
+        logits = (forward or self.forward.decode)(codes, positions, decode(lines.index, positions))
         return self.sampler.sample(logits, lines)
 
     @torch.inference_mode()
-    def _step_captured(self, pages: PagedPool, index: Tensor) -> Tensor:
+    def _step_captured(self, pages: PagedPool, kernels: Kernels, index: Tensor) -> Tensor:
         """`_step` over static tensors alone, with nothing left out: what is captured."""
-        rows = self._step(self.sampler.gather(index), pages.decode_lines)
+        lines = self.sampler.gather(index)
+        if kernels != "plain" and len(index) <= FEW_ROWS:
+            ahead = kernels == "overlapped"
+            attend = partial(pages.decode_lines, fused=True, ahead=ahead)
+            rows = self._step(lines, attend, partial(self.forward.decode_fused, ahead=ahead))
+        else:
+            rows = self._step(lines, pages.decode_lines)
         self.sampler.ints[self._padding].copy_(self._begun)
         return rows
 
@@ -391,6 +451,15 @@ class Runner:
         if frame is not None:
             generation.frames += 1
         return StepResult(generation, row=row, frame=frame, finished=generation.finished)
+
+
+def kinds_for(dtype: torch.dtype, device: torch.device) -> tuple[Kernels, ...]:
+    """Which kernels may be tried for captured steps, the first ones those that always run."""
+    if dtype.itemsize != 2 or device.type != "cuda":
+        return ("plain",)
+    from . import kernels
+
+    return ("plain", "fused", "overlapped") if kernels.can_overlap(device) else ("plain", "fused")
 
 
 def wait_for(device: torch.device) -> None:
