@@ -120,6 +120,24 @@ def test_the_last_line_is_json(words: list[str], keys: set[str]) -> None:
     assert len(quiet.stdout.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["context", "--turns", "20", "--frames", "2", "--pause", "0", "--window", "last_n"], [10, 20]),
+        (["concurrency", "--sessions", "1,2", "--seconds", "0.1", "--frames", "3", "--pause", "0"], [1, 2]),
+    ],
+)
+def test_who_ends_a_measurement_early_has_what_was_found_so_far(words: list[str], found: list[int]) -> None:
+    result = CliRunner().invoke(app, ["bench", *words, "--model", "fake", "--json", "--partial"])
+    assert result.exit_code == 0, result.output
+    *partial, last = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["partial"] for line in partial] == [True, True]
+    assert [len(line.get("levels") or line["windows"]["last_n"]["ttfa_ms"]) for line in partial] == found
+    assert last["bench"] == words[0]
+    assert set(partial[0]) - set(last) == {"partial"}
+    assert set(last) - set(partial[0]) == {"host_took_percent"}
+
+
 @pytest.mark.parametrize("name", ["context", "latency", "bargein", "concurrency"])
 @pytest.mark.parametrize("random", [[], ["--random", "3b"]])
 def test_number_types_reach_the_engine(name: str, random: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
