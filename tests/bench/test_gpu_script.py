@@ -141,9 +141,10 @@ def test_the_figures_are_printed_last_and_say_of_what(
     main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spread = {"p50": 3.0, "p95": 4.0}
-    row = {"batch": 4, "context": 256, "alone_ms": spread, "cpu_ms": spread, "ahead_ms": {"p50": 2.0}, "floor_ms": 1.0}
+    row = {"batch": 4, "context": 256, "kernels": "plain", "alone_ms": spread, "cpu_ms": spread, "floor_ms": 1.0}
+    fused = {**row, "kernels": "fused", "ahead_ms": {"p50": 2.0}}
     check = {"float32": {"rows_alike": 1.0, "logits_after_decoding_worst": 0.001, "logits_std": 1.0}}
-    step = {"bench": "step", "check": check, "steps": [row], "prefill": [{"rows": 256, "ms": spread}]}
+    step = {"bench": "step", "check": check, "steps": [row, fused], "prefill": [{"rows": 256, "ms": spread}]}
     stages = [
         stage("kernels", "print(0.00001); print('warning: unrelated')"),
         stage("step", said({**step, "machine": {"gpu": "a GPU", "commit": None}})),
@@ -159,8 +160,13 @@ def test_the_figures_are_printed_last_and_say_of_what(
         "stages": {
             "kernels": {"difference": {"largest": 0.00001}},
             "step": {
-                "check in float32": {"rows_alike": 1.0, "logits_worst": 0.001},
-                "step_ms, batch 4, context 256": {"alone": 3.0, "ahead": 2.0, "floor": 1.0},
+                "check in float32": {"rows_alike": 1.0, "logits_after_decoding_worst": 0.001},
+                "step_ms, batch 4, context 256": {
+                    "floor": 1.0,
+                    "plain alone": 3.0,
+                    "fused alone": 3.0,
+                    "fused ahead": 2.0,
+                },
                 "prefill_ms, 256 rows": {"p50": 3.0},
             },
         },
@@ -169,7 +175,7 @@ def test_the_figures_are_printed_last_and_say_of_what(
     assert place == "a GPU; commit abc"
     assert kernels.split() == ["kernels", "difference", "largest", "1e-05"]
     assert checked.split()[:4] == ["step", "check", "in", "float32"]
-    assert steps.endswith("context 256   alone 3  ahead 2  floor 1")
+    assert steps.endswith("context 256   floor 1  plain alone 3  fused alone 3  fused ahead 2")
     assert prefill.endswith("p50 3")
     assert end.startswith("in ")
     # What has run is shown again by a run that had nothing to do, with the commit that it was of.
