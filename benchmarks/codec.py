@@ -11,9 +11,6 @@ where pieces of streams are captured first and all work is waited for.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import Place, emit
 from numpy.typing import NDArray
 from transformers import HiggsAudioV2TokenizerModel
 
@@ -31,20 +29,6 @@ from higgs_voice.model.loading import pick_device
 
 NANO = Path(higgs_voice.__file__).parent / "nano" / "codec"
 SIZES = (1, 2, 4, 8, 12, 16, 25, 50)
-
-
-def hardware() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    return f"{cpu}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def synchronize(device: torch.device) -> None:
@@ -108,7 +92,9 @@ def main() -> None:
         rng.integers(0, decoder.codebook_size, (decoder.num_codebooks, args.frames), dtype=np.int16)
         for _ in range(args.sessions)
     ]
-    print(f"{hardware()}, device {device}; commit {commit()}; codec {args.codec.name}, {args.repeats} repeats")
+    place = Place.here()
+    print("\n".join(place.lines()))
+    print(f"device {device}; codec {args.codec.name}, {args.repeats} repeats")
 
     def windowed(frames: int) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -120,7 +106,7 @@ def main() -> None:
         begin, end = decoder.reach, decoder.reach + frames
         return decoder.decode(codes[0][:, : end + decoder.reach], begin, end)
 
-    result: dict[str, object] = {"benchmark": "codec", "hardware": hardware(), "commit": commit(), "pieces": {}}
+    result: dict[str, object] = {"pieces": {}}
     print(f"{'frames':>7}{'wall p50':>10}{'p95':>8}{'cpu':>8}{'rtf':>8}   window of transformers: {name}, rtf")
     for frames in (size for size in SIZES if size + 2 * decoder.reach <= args.frames):
         ours = timed(lambda frames=frames: piece(frames), args.repeats, device)
@@ -159,7 +145,7 @@ def main() -> None:
     result |= {"device": str(device), "rtf_by": name}
     result |= {"rtf": {"transformers": whole, "whole": at_once, "streamed": alone, "streamed_batched": together}}
     result |= {"first_piece_ms": {"p50": first_ms[0], "p95": first_ms[1], "cpu": first_ms[2]}}
-    print(json.dumps(result))
+    print(emit("codec", place, result))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ measured first. Then prefill, in pieces as the engine takes them.
 
     python benchmarks/step.py [--model nano] [--random 3b] [--layers N] [--device auto] [--dtype auto] [--weight-dtype auto]
                               [--threads N] [--batches 1,2,4] [--contexts 64,256,1024] [--steps 60] [--eager] [--check] [--profile]
-                              [--out FILE]
+                              [--partial] [--out FILE]
 
 ``--random 3b`` has the published model's shapes and random weights: its times are true and its sound is noise. ``--check``, on
 a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32; and the logits of fused steps
 with those of plain ones. On a GPU, for a model in half precision, all kinds of kernels are timed, in turns: `plain` is cuBLAS and torch's
 own with attention over pages, `fused` has norms, gate and residuals within the products, and in `overlapped` each begins while the one before
 ends. ``--profile``: where a GPU's time goes in a step
-for one stream, kernel by kernel.
+for one stream, kernel by kernel. ``--partial`` prints a JSON line of what was found so far after every row of the table, with ``partial: true``.
 """
 
 from __future__ import annotations
@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--profile", action="store_true", help="on a GPU: where its time goes in a step")
+    parser.add_argument("--partial", action="store_true", help="a JSON line after every row too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.threads:
@@ -225,8 +226,14 @@ def main() -> None:
             return random_model(options.random, layers=layers, **types, dtype=dtype)
         return load(options.model, **types, dtype=dtype)
 
-    result: dict[str, Any] = {}
     loaded = loaded_as(options.dtype, options.layers)
+    result: dict[str, Any] = {
+        "model": loaded.name,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "weight_dtype": options.weight_dtype,
+        "device": str(loaded.device),
+        "random_weights": bool(options.random),
+    }
     if options.check and loaded.device.type == "cuda":
         result["check"] = {
             "float32": check(loaded_as("float32", 4 if options.random else None)),
@@ -247,6 +254,7 @@ def main() -> None:
         + "floor  (ms a step)"
     )
     table: list[dict[str, Any]] = []
+    result |= {"bandwidth_gb_s": rate / 1e9, "steps": table}
     for batch, rows, (kind, each) in product(options.batches, options.contexts, runners.items()):
         alone, work = stepped(each, batch, rows, options.steps, ahead=False)
         ahead = stepped(each, batch, rows, options.steps, ahead=True)[0] if on_gpu else None
@@ -265,6 +273,8 @@ def main() -> None:
             "floor_ms": floor,
         }
         table.append(row | ({"ahead_ms": asdict(ahead)} if ahead else {}))
+        if options.partial:
+            print(emit("step", place, {"partial": True, **result}), flush=True)
     if options.profile and on_gpu:
         result["profile"] = {kind: profile(each, options.contexts[0])[:16] for kind, each in runners.items()}
         for kind, kernels in result["profile"].items():
@@ -277,18 +287,7 @@ def main() -> None:
         print(f"{rows:12}  {spread.p50:6.1f} {spread.p95:6.1f}", flush=True)
         prefill.append({"rows": rows, "ms": asdict(spread)})
     best = min(table, key=lambda row: (row["batch"], row["context"], _p50(row)))
-    result |= {
-        "model": loaded.name,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "weight_dtype": options.weight_dtype,
-        "device": str(loaded.device),
-        "random_weights": bool(options.random),
-        "bandwidth_gb_s": rate / 1e9,
-        "step_ms_p50": _p50(best),
-        "kernels": best["kernels"],
-        "steps": table,
-        "prefill": prefill,
-    }
+    result |= {"step_ms_p50": _p50(best), "kernels": best["kernels"], "prefill": prefill}
     line = emit("step", place, result)
     if options.out:
         options.out.write_text(line + "\n")

@@ -27,6 +27,7 @@ from .errors import SettingsError
 
 if TYPE_CHECKING:
     from .bench import concurrency as concurrency_bench
+    from .bench.common import Place
     from .conversation.voice import Voice
 
 _T = TypeVar("_T")
@@ -51,7 +52,13 @@ Baseline = Annotated[
 ]
 BenchVoice = Annotated[str | None, typer.Option("--voice", help="A voice's name, instead of the measurement's own.")]
 BenchJson = Annotated[bool, typer.Option("--json", help="Print nothing but the last line.")]
+BenchPartial = Annotated[
+    bool,
+    typer.Option("--partial", help="A JSON line now and then too, of what was found so far, with partial: true."),
+]
 PARTS = {"codec_dtype": "codec", "kv_dtype": "keys and values", "weight_dtype": "layers' weights"}
+TURNS_SO_FAR = 10
+"""Turns of `bench context` between two lines of --partial."""
 
 
 @dataclass(slots=True)
@@ -68,15 +75,19 @@ class _Bench:
     quiet: bool
     named: str | None = None
     folder: Path | None = None
+    partial: bool = False
+    """Whether `so_far` prints."""
     voice: Voice | None = None
     """The one that `named` means, once the engine is there."""
+    place: Place = field(init=False)
+    """Once the engine is there."""
     console: Console = field(default_factory=lambda: Console(highlight=False))
 
     def __post_init__(self) -> None:
         self.console.quiet = self.quiet
 
     def run(self, measure: Callable[[Any], Coroutine[Any, Any, dict[str, Any]]]) -> None:
-        from .bench.common import HostShare, Place, emit, engine_for
+        from .bench.common import HostShare, Place, engine_for
         from .conversation.presets import find_voice
         from .heap import settled
 
@@ -92,22 +103,36 @@ class _Bench:
                 await engine.start()
                 if self.named is not None:
                     self.voice = await find_voice(self.named, engine, folder=self.folder)
-                what = f"{self.random} shapes, random weights" if self.random else self.model
+                self.place = Place.here()
                 types = "".join(f", {PARTS[part]} in {kind}" for part, kind in self.types.items())
-                self.say(f"{self.name}: {what}{types}", *Place.here().lines())
+                self.say(f"{self.name}: {self.what}{types}", *self.place.lines())
                 host = HostShare()
                 with settled():
                     found = await measure(engine)
                 taken = host.percent
                 if taken is not None:
                     self.say(f"the host took {taken:.1f} % of the processors meanwhile")
-                named = {"voice": self.named} if self.named is not None else {}
-                return {"model": what, **named, **self.types, **found, "host_took_percent": taken}
+                return {**found, "host_took_percent": taken}
             finally:
                 await engine.aclose()
 
-        result = asyncio.run(work())
-        typer.echo(emit(self.name, Place.here(), result))
+        self._emit(asyncio.run(work()))
+
+    @property
+    def what(self) -> str:
+        """That is measured."""
+        return f"{self.random} shapes, random weights" if self.random else self.model
+
+    def so_far(self, found: dict[str, Any]) -> None:
+        """With --partial, what is left of a measurement that is ended before its end."""
+        if self.partial:
+            self._emit({"partial": True, **found})
+
+    def _emit(self, found: dict[str, Any]) -> None:
+        from .bench.common import emit
+
+        named = {"voice": self.named} if self.named is not None else {}
+        typer.echo(emit(self.name, self.place, {"model": self.what, **named, **self.types, **found}))
 
     def say(self, *lines: str) -> None:
         for line in lines:
@@ -163,6 +188,7 @@ def bench_context(
     weight_dtype: WeightDtype = "auto",
     baseline: Baseline = None,
     as_json: BenchJson = False,
+    partial: BenchPartial = False,
     debug: Debug = False,
 ) -> None:
     """Time to first audio over a conversation, ours and by the documented algorithm (everything prefilled for every chunk)."""
@@ -173,7 +199,25 @@ def bench_context(
     names = list(context.WINDOWS) if window == "every" else [window]
     types = number_types(model, codec_dtype, kv_dtype, weight_dtype)
     others = _baselines(baseline, random, types)
-    bench = _Bench("context", model, random, device, dtype, types, as_json, voice, folder)
+    bench = _Bench("context", model, random, device, dtype, types, as_json, voice, folder, partial)
+
+    def found_in(results: list[context.Result]) -> dict[str, Any]:
+        first = results[0].as_json()
+        top = {
+            key: first[key]
+            for key in (
+                "ttfa_ms",
+                "ttfa_ms_p50",
+                "ttfa_ms_p95",
+                "ttfa_ms_p99",
+                "ratio_last_first",
+                "ratio_documented",
+                "rebuild_ms",
+                "rtf",
+            )
+        }
+        windows = {result.window: result.as_json() for result in results}
+        return {"window": results[0].window, **top, "turns": turns, "frames": frames, "windows": windows}
 
     async def measure(engine: Any) -> dict[str, Any]:
         bench.say(
@@ -184,8 +228,11 @@ def bench_context(
         for name in names:
             with bench.console.status(name) as status:
 
-                def on_turn(turn: int, name: str = name, status: Any = status) -> None:
-                    status.update(f"{name}: turn {turn + 1} of {turns}")
+                def on_turn(result: context.Result, status: Any = status) -> None:
+                    turn = len(result.ttfa_s)
+                    status.update(f"{result.window}: turn {turn} of {turns}")
+                    if turn % TURNS_SO_FAR == 0:
+                        bench.so_far(found_in([*results, result]))
 
                 settings = context.Settings(turns=turns, frames=frames, pause_s=pause)
                 result = await context.measure(engine, name, settings, voice=bench.voice, on_turn=on_turn)
@@ -211,24 +258,7 @@ def bench_context(
                 f"ours/documented {result.ratio_documented:.2f} (documented {found['documented_ttfa_ms']} ms, "
                 f"rebuild of {result.rows} rows {found['rebuild_ms']} ms)  rtf {result.rtf:.2f}"
             )
-        first = results[0].as_json()
-        top = {
-            key: first[key]
-            for key in (
-                "ttfa_ms",
-                "ttfa_ms_p50",
-                "ttfa_ms_p95",
-                "ttfa_ms_p99",
-                "ratio_last_first",
-                "ratio_documented",
-                "rebuild_ms",
-                "rtf",
-            )
-        }
-        windows = {result.window: result.as_json() for result in results}
-        return {"window": results[0].window, **top, "turns": turns, "frames": frames, "windows": windows} | (
-            {"baselines": baselines} if baselines else {}
-        )
+        return found_in(results) | ({"baselines": baselines} if baselines else {})
 
     bench.run(measure)
 
@@ -328,6 +358,7 @@ def bench_concurrency(
     seconds: Annotated[float, typer.Option(min=0.1, help="Measured for each number.")] = 30.0,
     frames: Frames = 50,
     pause: Annotated[float, typer.Option(min=0.0, help="Seconds between a session's turns.")] = 4.0,
+    every: Annotated[bool, typer.Option("--every", help="Go on behind a number of sessions that had a gap.")] = False,
     model: Model = "nano",
     random: Random = None,
     voice: BenchVoice = None,
@@ -338,6 +369,7 @@ def bench_concurrency(
     kv_dtype: KvDtype = "auto",
     weight_dtype: WeightDtype = "auto",
     as_json: BenchJson = False,
+    partial: BenchPartial = False,
     debug: Debug = False,
 ) -> None:
     """How many sessions one engine serves without a gap, at an agent's rhythm."""
@@ -359,7 +391,9 @@ def bench_concurrency(
         as_json,
         voice,
         folder,
+        partial,
     )
+    so_far: list[concurrency_bench.Level] = []
 
     def on_level(level: concurrency_bench.Level) -> None:
         found = level.as_json()
@@ -367,10 +401,12 @@ def bench_concurrency(
             f"{level.sessions:4} sessions: first PCM p50 {found['ttfa_ms_p50']} p95 {found['ttfa_ms_p95']} ms, "
             f"{level.underruns} underruns (longest {found['longest_gap_ms']} ms), {found['audio_s_per_s']:.1f} s of sound a second"
         )
+        so_far.append(level)
+        bench.so_far(concurrency.as_json(so_far))
 
     async def measure(engine: Any) -> dict[str, Any]:
         settings = concurrency.Settings(seconds=seconds, frames=frames, pause_s=pause)
-        levels = await concurrency.measure(engine, counts, settings, voice=bench.voice, on_level=on_level)
+        levels = await concurrency.measure(engine, counts, settings, voice=bench.voice, on_level=on_level, every=every)
         bench.say(f"capacity: {concurrency.capacity(levels)} sessions without a gap")
         return concurrency.as_json(levels)
 

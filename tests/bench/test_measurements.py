@@ -89,8 +89,10 @@ async def test_concurrency_finds_the_number_that_an_engine_keeps_up_with() -> No
     settings = concurrency.Settings(seconds=6.0, frames=20, pause_s=0.5, barge_in=0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(concurrency, "time", clock)
-        levels = await concurrency.measure(engine, [1, 20], settings)
+        levels = await concurrency.measure(engine, [1, 20, 2], settings)
+        again = await concurrency.measure(engine, [20, 1], settings, every=True)
     assert [level.underruns > 0 for level in levels] == [False, True]
+    assert ([level.sessions for level in again], concurrency.capacity(again)) == ([20, 1], 1)
     found = concurrency.as_json(levels)
     assert found["capacity"] == 1
     assert set(found["ttfa_ms_p95"]) == {"1", "20"}
@@ -118,6 +120,24 @@ def test_the_last_line_is_json(words: list[str], keys: set[str]) -> None:
     assert found["machine"]["cpu"] in result.stdout.splitlines()[1]
     quiet = CliRunner().invoke(app, ["bench", *words, "--model", "fake", "--json"])
     assert len(quiet.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["context", "--turns", "20", "--frames", "2", "--pause", "0", "--window", "last_n"], [10, 20]),
+        (["concurrency", "--sessions", "1,2", "--seconds", "0.1", "--frames", "3", "--pause", "0"], [1, 2]),
+    ],
+)
+def test_who_ends_a_measurement_early_has_what_was_found_so_far(words: list[str], found: list[int]) -> None:
+    result = CliRunner().invoke(app, ["bench", *words, "--model", "fake", "--json", "--partial"])
+    assert result.exit_code == 0, result.output
+    *partial, last = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["partial"] for line in partial] == [True, True]
+    assert [len(line.get("levels") or line["windows"]["last_n"]["ttfa_ms"]) for line in partial] == found
+    assert last["bench"] == words[0]
+    assert set(partial[0]) - set(last) == {"partial"}
+    assert set(last) - set(partial[0]) == {"host_took_percent"}
 
 
 @pytest.mark.parametrize("name", ["context", "latency", "bargein", "concurrency"])

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import gpu
+
+BENCHMARKS = Path(gpu.__file__).parent
 
 
-def run(script: str, *words: str) -> dict[str, Any]:
+def lines(script: str, *words: str, **environment: str) -> list[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *words]
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *words], capture_output=True, text=True, timeout=300, check=False
+        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()
+
+
+def run(script: str, *words: str, **environment: str) -> dict[str, Any]:
+    return json.loads(lines(script, *words, **environment)[-1])
 
 
 def test_the_price_of_a_number_type_is_what_it_changes() -> None:
@@ -31,13 +41,20 @@ def test_the_price_of_a_number_type_is_what_it_changes() -> None:
 
 
 def test_a_step_is_measured_beside_its_floor() -> None:
-    found = run("step.py", "--batches", "1,2", "--contexts", "64", "--steps", "5", "--device", "cpu")
+    said = lines("step.py", "--batches", "1,2", "--contexts", "64", "--steps", "5", "--device", "cpu", "--partial")
+    *partial, found = [json.loads(line) for line in said if line.startswith("{")]
+    assert [(line["partial"], len(line["steps"])) for line in partial] == [(True, 1), (True, 2)]
+    assert len(gpu.figures_of(partial[0])) == 1
+    assert len(gpu.figures_of(found)) == 3
     assert [(each["batch"], each["context"]) for each in found["steps"]] == [(1, 64), (2, 64)]
     assert all(each["alone_ms"]["n"] == 5 and each["floor_ms"] > 0 for each in found["steps"])
 
 
-def test_sound_is_measured_piece_by_piece_and_as_a_stream() -> None:
-    found = run("codec.py", "--repeats", "1", "--sessions", "1", "--frames", "33")
+def test_sound_is_measured_piece_by_piece_and_as_a_stream(tmp_path: Path) -> None:
+    """Where there is no git, too."""
+    found = run("codec.py", "--repeats", "1", "--sessions", "1", "--frames", "33", PATH=str(tmp_path))
+    assert found["machine"]["commit"] is None
+    assert set(gpu.figures_of(found)) == {"rtf, by CPU time", "first_piece_ms"}
     assert (found["device"], found["rtf_by"]) == ("cpu", "CPU time")
     assert set(found["rtf"]) == {"transformers", "whole", "streamed", "streamed_batched"}
     assert all(factor > 0 for factor in found["rtf"].values())

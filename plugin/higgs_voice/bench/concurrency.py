@@ -75,8 +75,9 @@ async def measure(
     *,
     voice: Voice | None = None,
     on_level: Callable[[Level], None] = lambda level: None,
+    every: bool = False,
 ) -> list[Level]:
-    """One level after another, up to the first with underruns."""
+    """One level after another, up to the first with underruns or refusals; with ``every``, all of them."""
     levels: list[Level] = []
     for count in sessions:
         level = Level(count)
@@ -87,7 +88,7 @@ async def measure(
         level.wall_s = time.perf_counter() - began
         levels.append(level)
         on_level(level)
-        if level.underruns or level.busy:
+        if not every and (level.underruns or level.busy):
             break
     return levels
 

@@ -141,9 +141,9 @@ async def measure(
     settings: Settings,
     *,
     voice: Voice | None = None,
-    on_turn: Callable[[int], None] = lambda turn: None,
+    on_turn: Callable[[Result], None] = lambda result: None,
 ) -> Result:
-    """One conversation with the window `name` of `WINDOWS`. `on_turn` hears of every finished turn."""
+    """One conversation with the window `name` of `WINDOWS`. `on_turn` sees what was found so far after every turn."""
     result = Result(name)
     recorder = Recorder(engine, CHUNKS)
     session = VoiceSession(
@@ -171,7 +171,7 @@ async def measure(
             if turn >= settings.turns - settings.again and sum(result.documented_s) < settings.again_s:
                 await _again(engine, recorder.requests, result, 100 * turn)
             session.settle(speech.id, float("inf"))
-            on_turn(turn)
+            on_turn(result)
             await asyncio.sleep(settings.pause_s)
     return result
 
