@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..captured import BUCKETS, sent
@@ -25,13 +26,15 @@ from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter, begun_delay
 from .forward import Forward
-from .graphs import CudaGraphed
-from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
+from .graphs import PACKS, CudaGraphed, RowsGraphed, apart, tolerance
+from .kv import PAGE, Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .linear import FEW_ROWS, STEP_ROWS
 from .loading import Loaded
 from .prompt import PromptBuilder, Rows
 from .sampling import BLOCK, Lines, Sampler, uniforms
 from .toolchain import check_kernels
+
+log = logging.getLogger("higgs_voice.runner")
 
 PIECE = 64
 """Rows prefilled at a time on a CPU, at most: how long a stop waits."""
@@ -167,6 +170,8 @@ class Runner:
         )
         rows = max_rows or default_rows(shape)
         self._graphed: CudaGraphed | None = None
+        self._packed: RowsGraphed | None = None
+        """Prefills of few rows, of one context or several."""
         self.pool: KvPool
         if paged:
             pages = self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
@@ -174,6 +179,9 @@ class Runner:
                 self._graphed = CudaGraphed(
                     partial(self._step_captured, pages), padding=max_slots, disable=graphs is False or not on_gpu
                 )
+            if graphs or (on_gpu and graphs is None):
+                nobody = _table([pages.padding], [0], Rows.of_text([0], config.num_codebooks))[:, 0]
+                self._packed = RowsGraphed(partial(self._prefill_captured, pages), padding=nobody, disable=not on_gpu)
         else:
             self.pool = ContiguousPool(shape, max_rows=rows, max_slots=max_slots)
         # One line more than slots, for what pads a batch.
@@ -186,8 +194,14 @@ class Runner:
     def close(self) -> None:
         """Let go of the contexts' memory and of the captured steps, which refer to this and this to them. It is not to be used any
         more."""
-        self._graphed = None
+        self._graphed = self._packed = None
         self.pool.close()
+
+    @property
+    def packed(self) -> int:
+        """Rows of several contexts that `prefill_together` takes at once, at most; 0 where one context is prefilled after another: on a
+        CPU, where it takes as long, and a row's bits are not to depend on others."""
+        return self._packed.most if self._packed is not None else 0
 
     def prefill(
         self, slot: KvSlot, rows: Rows, *, piece: int | None = None, should_stop: Callable[[], bool] | None = None
@@ -199,8 +213,15 @@ class Runner:
         for start in range(0, len(rows), piece):
             if should_stop is not None and should_stop():
                 return False
-            self._prefill(slot, rows[start : start + piece])
+            self.prefill_together([slot], [rows[start : start + piece]])
         return True
+
+    def prefill_together(self, slots: Sequence[KvSlot], rows: Sequence[Rows]) -> None:
+        """Append to each slot rows of its own, for which it has room reserved: all at once where they are no more than `packed`, one
+        slot after another else. When it fails, a slot holds its rows or none of them."""
+        if sum(map(len, rows)) > self.packed or self._prefill_packed(slots, rows) is None:
+            for slot, part in zip(slots, rows, strict=True):
+                self._prefill(slot, part)
 
     def align(
         self, slot: KvSlot, rows: Rows, *, piece: int | None = None, should_stop: Callable[[], bool] | None = None
@@ -319,13 +340,15 @@ class Runner:
 
     @torch.inference_mode()
     def _warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        if self._packed is not None and not self._packed.disabled:
+            self._warm_up_packed(should_stop)
         counts = (1, 17, 33, FEW_ROWS + 1, STEP_ROWS + 1, self.piece)  # kernels differ by the number of rows
         slot = self.pool.acquire()
         try:
             for count in sorted(set(counts)):
                 if should_stop():
                     return
-                if count <= self.pool.max_rows:
+                if self.packed < count <= self.pool.max_rows:
                     slot.crop(0)
                     self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks), piece=count)
         finally:
@@ -337,6 +360,47 @@ class Runner:
                 self._graphed([self._padding] * size, self.device)
                 if size >= max_batch:
                     break
+
+    def _warm_up_packed(self, should_stop: Callable[[], bool]) -> None:
+        """Capture the prefills of few rows, and hold them against the plain way: two contexts, text and audio. Where they find something
+        else they are left off."""
+        slots = [self.pool.acquire() for _ in range(min(2, self.pool.max_slots))]
+        try:
+            for size in PACKS:
+                if should_stop() or size + len(slots) * PAGE > self.pool.max_rows:
+                    return
+                parts = [self._any_rows(size // len(slots), first) for first in range(len(slots))]
+                for slot, part in zip(slots, parts, strict=True):
+                    slot.crop(0)
+                    slot.reserve(len(part))
+                found = self._prefill_packed(slots, parts)
+                for slot in slots:
+                    slot.crop(0)
+                if found is None:
+                    continue
+                for slot, part in zip(slots, parts, strict=True):
+                    slot.reserve(len(part))
+                plain = torch.cat([self._prefill(slot, part) for slot, part in zip(slots, parts, strict=True)])
+                worst = apart(found, plain)
+                if not worst <= tolerance(plain.dtype):
+                    log.warning("a prefill of %d rows at once is %.3g off; the engine goes on without", size, worst)
+                    self._packed = None
+                    return
+        finally:
+            for slot in slots:
+                slot.release()
+
+    def _any_rows(self, count: int, first: int) -> Rows:
+        """Text and audio by turns, three rows each; different ones for every ``first``."""
+        config: Any = self.loaded.model.config
+        at = np.arange(first, first + count)
+        codes = (37 * at[:, None] + np.arange(self.num_codebooks)) % config.codebook_size
+        audio = at // 3 % 2 == 1
+        return Rows(
+            (31 * at % config.vocab_size).astype(np.int32),
+            np.where(audio[:, None], codes, 0).astype(np.int16),
+            audio,
+        )
 
     def logits(self, slot: KvSlot) -> Tensor:
         """Logits [K, V] in float32 of the row after a slot's last one, which is computed again."""
@@ -375,6 +439,29 @@ class Runner:
         slot.append(rows)
         return hidden
 
+    def _prefill_packed(self, slots: Sequence[KvSlot], rows: Sequence[Rows]) -> Tensor | None:
+        """`prefill_together` at once: hidden states [R, H] before the last norm; None, and nothing appended, where it cannot be."""
+        if self._packed is None:
+            return None
+        ends = [slot.length + len(part) for slot, part in zip(slots, rows, strict=True)]
+        self.forward.extend_positions(max(ends))
+        positions = [np.arange(slot.length, end) for slot, end in zip(slots, ends, strict=True)]
+        lines = np.repeat([slot.index for slot in slots], [len(part) for part in rows])
+        table = _table(lines, np.concatenate(positions), Rows.concat(rows))
+        with self._here(), torch.inference_mode():
+            hidden = self._packed(table, self.device)
+        if hidden is not None:
+            for slot, part in zip(slots, rows, strict=True):
+                slot.append(part)
+        return hidden
+
+    @torch.inference_mode()
+    def _prefill_captured(self, pages: PagedPool, table: Tensor) -> Tensor:
+        """Keys and values of the rows of a `_table`; their hidden states, which follow from all of them. Over static tensors alone: what is
+        captured."""
+        lines, positions, tokens, audio = table[:4]
+        return self.forward.mixed(tokens, table[4:].t(), audio.bool(), positions, pages.decode_lines(lines, positions))
+
     def take(self, generation: Generation, row: Codes) -> StepResult | None:
         """Move a generation on by the row that its step drew; None if it had finished before that step."""
         generation.pending -= 1
@@ -391,6 +478,12 @@ class Runner:
         if frame is not None:
             generation.frames += 1
         return StepResult(generation, row=row, frame=frame, finished=generation.finished)
+
+
+def _table(lines: ArrayLike, positions: ArrayLike, rows: Rows) -> NDArray[np.int64]:
+    """[4 + K, R]: of each row its line in the pool's table, its position, its token, whether it is audio, and its codes."""
+    tokens = np.where(rows.audio, 0, rows.tokens)  # a placeholder may be no token of the model's
+    return np.vstack((lines, positions, tokens, rows.audio, rows.codes.T)).astype(np.int64)
 
 
 def wait_for(device: torch.device) -> None:
