@@ -615,7 +615,11 @@ class Worker:
             kept = self.pool.acquire()
         except EngineBusyError:
             return
-        kept.copy_from(slot, prefix)
+        try:
+            kept.copy_from(slot, prefix)
+        except EngineBusyError:
+            kept.release()
+            return
         self._prefixes[key] = kept
         while len(self._prefixes) > MAX_PREFIXES:
             _, old = self._prefixes.popitem(last=False)
