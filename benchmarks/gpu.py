@@ -48,6 +48,7 @@ STAGES = (
     Stage("doctor", ("-m", "higgs_voice.cli", "doctor")),
     Stage("kernels", (_CHECK, "24,8,128", "DEVICE")),
     Stage("kernels-nano", (_CHECK, "4,4,64", "DEVICE")),
+    Stage("kernels-packed", (_CHECK, "packed", "DEVICE")),
     Stage("kernels-int8", (_CHECK, "int8", "DEVICE")),
     Stage("step-nano", (_STEP, "--check", *_MANY)),
     Stage(
