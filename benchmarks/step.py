@@ -7,10 +7,15 @@ read (the audio path's weights once, the keys and values of every context) over 
 measured first. Then prefill, in pieces as the engine takes them.
 
     python benchmarks/step.py [--model nano] [--random 3b] [--layers N] [--device auto] [--dtype auto] [--weight-dtype auto]
-                              [--threads N] [--batches 1,2,4] [--contexts 64,256,1024] [--steps 60] [--eager] [--check] [--out FILE]
+                              [--threads N] [--batches 1,2,4] [--contexts 64,256,1024] [--steps 60] [--eager] [--check] [--profile]
+                              [--out FILE]
 
 ``--random 3b`` has the published model's shapes and random weights: its times are true and its sound is noise. ``--check``, on
-a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32.
+a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32; and the logits of fused steps
+with those of plain ones. On a GPU, for a model in half precision, all kinds of kernels are timed, in turns: `plain` is cuBLAS and torch's
+own with attention over pages, `fused` has norms, gate and residuals within the products, and in `overlapped` each begins while the one before
+ends. ``--profile``: where a GPU's time goes in a step
+for one stream, kernel by kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +24,9 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +35,7 @@ from common import Place, Spread, emit
 from higgs_voice.config import Sampling
 from higgs_voice.model.loading import Loaded, load, random_model
 from higgs_voice.model.prompt import Rows
-from higgs_voice.model.runner import Generation, Runner
+from higgs_voice.model.runner import Generation, Runner, kinds_for
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=1_000_000)
 
@@ -139,10 +146,16 @@ def drawn(runner: Runner, batch: int, steps: int) -> np.ndarray:
 def check(loaded: Loaded, *, batch: int = 3, steps: int = 24) -> dict[str, float]:
     """The share of rows that captured and plain steps draw alike, and the largest difference of their teacher-forced
     logits from those of one prefill."""
-    plain, captured = Runner(loaded, max_rows=4096, graphs=False), Runner(loaded, max_rows=4096, graphs=True)
+    plain, captured = (Runner(loaded, max_rows=4096, graphs=graphs, kernels="plain") for graphs in (False, True))
     one, other = drawn(plain, batch, steps), drawn(captured, batch, steps)
     width = min(len(one), len(other))
     alike = float((one[:width] == other[:width]).all(axis=-1).mean())
+    kinds = kinds_for(loaded.dtype, loaded.device)[1:]
+    other = {
+        f"{kind}_logits_worst_of_{rows}": captured.fused_error(rows, ahead=kind == "overlapped")
+        for kind in kinds
+        for rows in (1, 16, 64)
+    }
     generations = begin(plain, 1, 150)
     for _ in range(steps):
         plain.step(generations)
@@ -153,7 +166,30 @@ def check(loaded: Loaded, *, batch: int = 3, steps: int = 24) -> dict[str, float
     fresh = plain.pool.acquire()
     plain.align(fresh, copy)
     worst = float((decoded - plain.logits(fresh)).abs().max())
-    return {"rows_alike": alike, "logits_after_decoding_worst": worst, "logits_std": float(decoded.std())}
+    found = {"rows_alike": alike, "logits_after_decoding_worst": worst, "logits_std": float(decoded.std())}
+    return found | other
+
+
+def profile(runner: Runner, rows: int, steps: int = 20) -> list[dict[str, float | str]]:
+    """Of each kernel in a step for one stream: how often it is launched, and its microseconds in all, the most first."""
+    generations = begin(runner, 1, rows)
+    for _ in range(4):
+        runner.step(generations)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        for _ in range(steps):
+            runner.step(generations)
+        synchronize(runner)
+    end(generations)
+    kernels = [
+        {"kernel": event.key[:80], "count": event.count / steps, "us": event.self_device_time_total / steps}
+        for event in seen.key_averages()
+    ]
+    return sorted(kernels, key=lambda kernel: -float(kernel["us"]))
+
+
+def _p50(row: dict[str, Any]) -> float:
+    """Milliseconds of a step, as the engine takes it."""
+    return (row.get("ahead_ms") or row["alone_ms"])["p50"]
 
 
 def numbers(text: str) -> list[int]:
@@ -174,6 +210,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="on a GPU: where its time goes in a step")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.threads:
@@ -188,7 +225,7 @@ def main() -> None:
             return random_model(options.random, layers=layers, **types, dtype=dtype)
         return load(options.model, **types, dtype=dtype)
 
-    result: dict[str, object] = {}
+    result: dict[str, Any] = {}
     loaded = loaded_as(options.dtype, options.layers)
     if options.check and loaded.device.type == "cuda":
         result["check"] = {
@@ -196,39 +233,50 @@ def main() -> None:
             str(loaded.dtype).removeprefix("torch."): check(loaded),
         }
         print("check", json.dumps(result["check"]))
-    runner = Runner(loaded, graphs=False if options.eager else None)
+    graphs = False if options.eager else None
+    on_gpu = loaded.device.type == "cuda"
+    kinds = ("plain",) if options.eager else kinds_for(loaded.dtype, loaded.device)
+    rows = max(options.batches) * (max(options.contexts) + options.steps + 256) + 1024
+    runners = {kind: Runner(loaded, max_rows=rows, graphs=graphs, kernels=kind) for kind in kinds}
+    runner = runners["plain"]
     rate = bandwidth(runner.device)
-    on_gpu = runner.device.type == "cuda"
     print(f"{loaded.name}, {loaded.dtype}, on {loaded.device}; copies at {rate / 1e9:.0f} GB/s\n")
     print(
-        "batch  context  alone p50    p95  CPU p50  " + ("ahead p50    p95  " if on_gpu else "") + "floor  (ms a step)"
+        "batch  context  kernels     alone p50    p95  CPU p50  "
+        + ("ahead p50    p95  " if on_gpu else "")
+        + "floor  (ms a step)"
     )
-    table: list[dict[str, object]] = []
-    for batch in options.batches:
-        for rows in options.contexts:
-            alone, work = stepped(runner, batch, rows, options.steps, ahead=False)
-            ahead = stepped(runner, batch, rows, options.steps, ahead=True)[0] if on_gpu else None
-            floor = step_bytes(runner, batch, rows) / rate * 1e3
-            late = f"{ahead.p50:9.2f} {ahead.p95:6.2f}  " if ahead else ""
-            print(
-                f"{batch:5}  {rows:7}  {alone.p50:9.2f} {alone.p95:6.2f}  {work.p50:7.2f}  {late}{floor:5.2f}",
-                flush=True,
-            )
-            row: dict[str, object] = {
-                "batch": batch,
-                "context": rows,
-                "alone_ms": asdict(alone),
-                "cpu_ms": asdict(work),
-                "floor_ms": floor,
-            }
-            table.append(row | ({"ahead_ms": asdict(ahead)} if ahead else {}))
+    table: list[dict[str, Any]] = []
+    for batch, rows, (kind, each) in product(options.batches, options.contexts, runners.items()):
+        alone, work = stepped(each, batch, rows, options.steps, ahead=False)
+        ahead = stepped(each, batch, rows, options.steps, ahead=True)[0] if on_gpu else None
+        floor = step_bytes(each, batch, rows) / rate * 1e3
+        late = f"{ahead.p50:9.2f} {ahead.p95:6.2f}  " if ahead else ""
+        print(
+            f"{batch:5}  {rows:7}  {kind:10}  {alone.p50:9.2f} {alone.p95:6.2f}  {work.p50:7.2f}  {late}{floor:5.2f}",
+            flush=True,
+        )
+        row: dict[str, Any] = {
+            "batch": batch,
+            "context": rows,
+            "kernels": kind,
+            "alone_ms": asdict(alone),
+            "cpu_ms": asdict(work),
+            "floor_ms": floor,
+        }
+        table.append(row | ({"ahead_ms": asdict(ahead)} if ahead else {}))
+    if options.profile and on_gpu:
+        result["profile"] = {kind: profile(each, options.contexts[0])[:16] for kind, each in runners.items()}
+        for kind, kernels in result["profile"].items():
+            print(f"\n{kind}: kernel, launches, microseconds of a step")
+            print("\n".join(f"{each['us']:9.1f} {each['count']:6.1f}  {each['kernel']}" for each in kernels))
     print("\nprefill rows     p50    p95  (ms)")
     prefill: list[dict[str, object]] = []
     for rows in options.contexts:
         spread = prefilled(runner, rows)
         print(f"{rows:12}  {spread.p50:6.1f} {spread.p95:6.1f}", flush=True)
         prefill.append({"rows": rows, "ms": asdict(spread)})
-    best = next((row for row in table if row["batch"] == 1), table[0])
+    best = min(table, key=lambda row: (row["batch"], row["context"], _p50(row)))
     result |= {
         "model": loaded.name,
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -236,7 +284,8 @@ def main() -> None:
         "device": str(loaded.device),
         "random_weights": bool(options.random),
         "bandwidth_gb_s": rate / 1e9,
-        "step_ms_p50": (best.get("ahead_ms") or best["alone_ms"])["p50"],  # pyright: ignore
+        "step_ms_p50": _p50(best),
+        "kernels": best["kernels"],
         "steps": table,
         "prefill": prefill,
     }

@@ -1,11 +1,12 @@
 """Largest difference between `PagedPool.decode_lines` (Triton) and its plain counterpart, printed last.
 
-With `step` for an argument, the largest difference between the logits of the step that is captured and of the plain one; with `int8`,
-that between products by weights of eight bits and those of the same weights as floats; with `packed`, that between the keys and values
-of prefills of few rows at once and of the plain one, of the largest.
+With `step` for an argument, the largest difference between the logits of the steps that are captured, fused and not, and of the plain one;
+with `int8`, that between products by weights of eight bits and those of the same weights as floats; with `fused`, that between products
+with what stands around them in one launch and the same one after another; with `packed`, that between the keys and values of prefills of
+few rows at once and of the plain ones, of the largest.
 
 Usage: TRITON_INTERPRET=1 python check_kernels.py HEADS_Q,HEADS,DIM
-On a GPU, compiled and captured: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and so int8 cuda, packed cuda
+On a GPU, compiled and captured: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and so int8 cuda, fused cuda, packed cuda
 """
 
 from __future__ import annotations
@@ -67,11 +68,18 @@ def main(heads_q: int, heads: int, dim: int, device: str) -> None:
     positions = torch.tensor([slot.length for slot in slots] + [0])
     expected = pool.decode(slots, [slot.length for slot in slots], lines, positions)(1, qkv, cos, sin)[:-1]
     there = [x.to(device) for x in (qkv, cos, sin)]
-    found = other.decode_lines(lines.to(device), positions.to(device))(1, *there).cpu()
-    assert torch.isfinite(found).all()
     ours = [page for slot in slots for page in pool._pages[slot.index]]
-    assert torch.allclose(other.data.cpu()[:, :, ours], pool.data[:, :, ours], atol=1e-6)
-    print((found[:-1] - expected).abs().max().item())
+    worst = 0.0
+    for fused in (False, True):
+        before = other.data.clone()
+        given = [x.clone() for x in there]
+        found = other.decode_lines(lines.to(device), positions.to(device), fused=fused)(1, *given).cpu()
+        assert torch.isfinite(found).all()
+        assert torch.allclose(other.data.cpu()[:, :, ours], pool.data[:, :, ours], atol=1e-6)
+        assert not torch.equal(other.data, before)
+        other.data.copy_(before)
+        worst = max(worst, (found[:-1] - expected).abs().max().item())
+    print(worst)
 
 
 @torch.inference_mode()
@@ -80,13 +88,14 @@ def step() -> None:
     nano = load("nano", device="cpu", dtype="float32")
     nano.model.model.layers = nano.model.model.layers[:1]
     nano.model.config.num_hidden_layers = 1
-    logits: list[torch.Tensor] = []
-    drawn: list[list[list[int]]] = []
-    for paged in (False, True):
-        runner = Runner(nano, max_rows=1024, max_slots=4, paged=paged, graphs=paged)
+    error, logits = 0.0, list[torch.Tensor]()
+    drawn: list[list[list[list[int]]]] = []
+    for paged, fused in ((False, False), (True, False), (True, True)):
+        kind = "fused" if fused else "plain"
+        runner = Runner(nano, max_rows=1024, max_slots=4, paged=paged, graphs=paged, kernels=kind)
         free = runner.pool.free_rows
         runner._packed = None  # `packed` is about it
-        if paged:
+        if paged and not fused:
             runner._warm_up(1)  # leaves nothing behind
         assert runner.pool.free_rows == free
         generations = []
@@ -99,22 +108,61 @@ def step() -> None:
         codes, positions = runner.sampler.last(lines)
         pool = runner.pool
         slots = [generation.slot for generation in generations]
+        if fused:
+            assert isinstance(pool, PagedPool)
+            error = runner.fused_error()
+            rows = runner._step_captured(pool, kind, torch.tensor([slots[0].index, slots[1].index, 4])).tolist()
+            assert [rows[:2]] == drawn[0][:1], (rows, drawn)
+            continue
         attend = (
             pool.decode_lines
             if isinstance(pool, PagedPool)
             else partial(pool.decode, slots, [slot.length for slot in slots])
         )
         logits.append(runner.forward.decode(codes, positions, attend(lines.index, positions)))
-        drawn += [[result.row.tolist() for result in runner.step(generations)] for _ in range(2)]
+        rows = [[result.row.tolist() for result in runner.step(generations)] for _ in range(2)]
         if isinstance(pool, PagedPool):
-            padded = runner._step_captured(pool, torch.tensor([generations[1].slot.index, 4, 4]))
+            padded = runner._step_captured(pool, kind, torch.tensor([generations[1].slot.index, 4, 4]))
             assert padded[1].tolist() == padded[2].tolist()
             assert runner.sampler.ints[4].tolist() == runner._begun.tolist()
-            drawn.append([padded[0].tolist()])
+            rows.append([padded[0].tolist()])
         else:
-            drawn.append([runner.step(generations[1:])[0].row.tolist()])
-    assert drawn[:3] == drawn[3:], drawn
-    print(((logits[0] - logits[1]).abs().max() / logits[0].abs().max()).item())  # of the largest logit
+            rows.append([runner.step(generations[1:])[0].row.tolist()])
+        drawn.append(rows)
+    assert drawn[0] == drawn[1], drawn
+    assert error > 0.0  # they are other kernels
+    print(max(error, ((logits[0] - logits[1]).abs().max() / logits[0].abs().max()).item()))  # of the largest logit
+
+
+@torch.inference_mode()
+def fused(device: str) -> None:
+    """Each kind of product, with weights of both kinds; sizes that no tile divides, and rows beyond the first tile."""
+    worst = 0.0
+    for outputs, depth in ((40, 300), (32, 512)):
+        torch.manual_seed(outputs)
+        made = Int8Linear(torch.randn(2 * outputs, depth)).to(device)
+        eight = Linear(made.weight.cpu(), made.scale.cpu())
+        eight.weight, eight._scale = made.weight, made.scale  # as it is on a GPU
+        exact = Linear(torch.randn(2 * outputs, depth, device=device))
+        norm = torch.rand(depth, device=device) + 0.5
+        for linear, weight in (
+            (exact, exact.weight.double()),
+            (eight, made.weight.double() * made.scale.double()[:, None]),
+        ):
+            for rows in (1, 3, 17, FEW_ROWS):
+                x = torch.randn(rows, depth, device=device) * torch.rand(rows, 1, device=device) * 10
+                y = x.double()
+                normed = y / (y.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt() * norm.double()
+                gate, up = (normed @ weight.t()).chunk(2, dim=-1)
+                residual = torch.randn(rows, 2 * outputs, device=device)
+                for found, wanted in (
+                    (linear.fused(x, norm=norm, eps=1e-5), normed @ weight.t()),
+                    (linear.fused(x, norm=norm, eps=1e-5, gated=True), torch.nn.functional.silu(gate) * up),
+                    (linear.fused(x, residual=residual), y @ weight.t() + residual),
+                    (linear.fused(x, dtype=torch.float64), y @ weight.t()),
+                ):
+                    worst = max(worst, float(((found - wanted).abs().max() / wanted.abs().max()).item()))
+    print(worst)
 
 
 @torch.inference_mode()
@@ -183,10 +231,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "step":
         step()
         sys.exit()
-    if sys.argv[1] == "packed":
-        packed(where)
-        sys.exit()
-    if sys.argv[1] == "int8":
-        int8(where)
+    if sys.argv[1] in ("int8", "fused", "packed"):
+        {"int8": int8, "fused": fused, "packed": packed}[sys.argv[1]](where)
         sys.exit()
     main(*map(int, sys.argv[1].split(",")), where)

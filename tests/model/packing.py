@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from higgs_voice.model.kv import PAGE, Attend, PagedPool, attention, rotate
 
 
-def plain_lines(pool: PagedPool, lines: Tensor, positions: Tensor) -> Attend:
+def plain_lines(pool: PagedPool, lines: Tensor, positions: Tensor, **_: Any) -> Attend:
     """All rows' keys and values are stored, then each row looks at its line's pages up to its own position: nothing else."""
 
     def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        heads, dim = pool.shape.heads, pool.shape.head_dim
+        heads, more = pool.shape.heads, len(qkv) - len(lines)
+        qkv, cos, sin = (each[: len(lines)] for each in (qkv, cos, sin))  # rows behind are nobody's
         rotated = rotate(qkv[:, :-heads], cos, sin)
         pages = pool.table[lines, positions // PAGE].long()
         pool.data[layer, 0][pages, :, positions % PAGE] = rotated[:, -heads:]
@@ -25,8 +27,8 @@ def plain_lines(pool: PagedPool, lines: Tensor, positions: Tensor) -> Attend:
         for row, (line, position) in enumerate(zip(lines.tolist(), positions.tolist(), strict=True)):
             held = pool.table[line, : position // PAGE + 1].long()
             k, v = pool.data[layer][:, held].transpose(1, 2).flatten(2, 3)[:, :, : position + 1]
-            out.append(attention(query[row], k, v).reshape(1, -1))
-        return torch.cat(out).view(len(lines), heads * query.shape[2] * dim)
+            out.append(attention(query[row], k, v).view(1, -1))
+        return F.pad(torch.cat(out), (0, 0, 0, more))
 
     return attend
 

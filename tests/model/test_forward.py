@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from higgs_voice.errors import CheckpointError
+from higgs_voice.model import linear as linear_module
 from higgs_voice.model.forward import Forward
 from higgs_voice.model.kv import ContiguousPool, KvPool, KvShape, PagedPool
 from higgs_voice.model.linear import Linear
@@ -125,6 +126,22 @@ def test_a_checkpoint_with_biases_is_refused(tiny: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(tiny.config, "attention_bias", True)
     with pytest.raises(CheckpointError, match="biases"):
         Forward(tiny)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_rows_bits_do_not_depend_on_how_many_there_are(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor: one with AVX2 alone has other kernels for few rows, and for the last ones of 7, 14, 31, 32, 37, …"""
+    if not packed:
+        monkeypatch.setattr(linear_module, "_pack", lambda weight: None)
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(96, 700, generator=generator) * 0.05).half().float()
+    x, residual = torch.randn(80, 700, generator=generator), torch.randn(80, 96, generator=generator)
+    linear = Linear(weight)
+    whole, added = linear(x), linear.added(x, residual)
+    for rows in range(1, 80):
+        assert torch.equal(linear(x[:rows]), whole[:rows]), rows
+        assert torch.equal(linear.added(x[:rows], residual[:rows]), added[:rows]), rows
+        assert torch.equal(linear(x[-rows:]), whole[-rows:]), rows
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 17])

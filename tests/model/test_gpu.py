@@ -6,6 +6,7 @@ import subprocess
 import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +21,9 @@ from higgs_voice.config import MAX_RAS_WINDOW, Sampling
 from higgs_voice.errors import DependencyError
 from higgs_voice.model import runner as runner_module
 from higgs_voice.model import sampling, toolchain
+from higgs_voice.model.graphs import CudaGraphed
 from higgs_voice.model.kv import KvShape, attention
+from higgs_voice.model.linear import FEW_ROWS
 from higgs_voice.model.loading import Loaded
 from higgs_voice.model.prompt import Rows
 from higgs_voice.model.runner import Runner, default_rows, wait_for
@@ -260,3 +263,88 @@ def test_an_engine_without_them_is_not_begun(nano: Loaded, monkeypatch: pytest.M
         Runner(on_gpu)
     Runner(nano, max_rows=256, paged=True)
     assert asked == [GPU]
+
+
+# Fused steps
+
+
+@pytest.mark.parametrize(
+    ("found", "kept", "says"),
+    [
+        (0.04, True, ""),
+        (0.6, False, "by 0.60 standard deviations"),
+        (float("nan"), False, "by nan standard deviations"),
+        (ValueError("no such instruction"), False, "cannot be had here"),
+    ],
+)
+def test_fused_steps_are_looked_at_before_they_are_taken(
+    nano: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    found: float | Exception,
+    kept: bool,
+    says: str,
+) -> None:
+    """Wrong or impossible ones cost nothing but a line in the log."""
+    runner, asked = Runner(nano, max_rows=256, paged=True, graphs=True), list[int]()
+
+    def error(rows: int, ahead: bool) -> float:
+        asked.append(rows)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(runner, "fused_error", error)
+    steps = [partial(runner._step_captured, cast(Any, runner.pool), kind) for kind in ("plain", "fused")]
+    graphed = CudaGraphed(*steps, padding=0)
+    runner._look_at_fused(graphed)
+    assert (len(graphed.others), asked[0]) == (int(kept), 1)
+    assert says in caplog.text
+
+
+def test_one_kind_that_is_wrong_leaves_the_other(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(nano, max_rows=256, paged=True, graphs=True)
+    monkeypatch.setattr(runner, "fused_error", lambda rows, ahead: 9.0 if ahead else 0.01)
+    steps = [partial(runner._step_captured, cast(Any, runner.pool), kind) for kind in ("plain", "fused", "overlapped")]
+    graphed = CudaGraphed(*steps, padding=0)
+    runner._look_at_fused(graphed)
+    assert graphed.others == steps[1:2]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "capability", "kinds"),
+    [
+        (torch.bfloat16, GPU, (9, 0), ("plain", "fused", "overlapped")),
+        (torch.float16, GPU, (8, 6), ("plain", "fused")),
+        (torch.float32, GPU, (9, 0), ("plain",)),
+        (torch.bfloat16, CPU, (0, 0), ("plain",)),
+    ],
+)
+def test_which_kernels_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    device: torch.device,
+    capability: tuple[int, int],
+    kinds: tuple[str, ...],
+) -> None:
+    """A model in float32 has its tokens alike in every way of running it, and takes no other ones."""
+    pytest.importorskip("triton", reason="Triton has no build for this platform")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert runner_module.kinds_for(dtype, device) == kinds
+
+
+def test_kernels_that_are_named_are_taken(nano: Loaded) -> None:
+    runner = Runner(nano, max_rows=256, paged=True, graphs=True, kernels="fused")
+    graphed = runner._graphed
+    assert graphed is not None
+    assert graphed.others == []
+    assert cast("partial[Any]", graphed._function).args[1] == "fused"
+
+
+def test_more_rows_than_the_kernels_take_are_stepped_as_ever(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, taken = Runner(nano, max_rows=256, max_slots=80, paged=True, graphs=True), list[Any]()
+    monkeypatch.setattr(runner, "_step", lambda *given: [taken.append(given), torch.zeros(1)][1])
+    pages: Any = runner.pool
+    for rows in (FEW_ROWS, FEW_ROWS + 1):
+        runner._step_captured(pages, "overlapped", torch.full((rows,), 80))
+    assert [len(given) for given in taken] == [3, 2]

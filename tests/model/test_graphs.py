@@ -68,3 +68,55 @@ def test_what_cannot_be_captured_at_all_is_tried_once(
         assert graphed(which, CPU).tolist() == [2 * line for line in which]
     assert (len(tried), graphed.disabled) == (1, True)
     assert "cannot be captured" in caplog.text
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> None:
+    """Graphs are recorded, and one that gives n times its lines takes so long."""
+
+    def capture(function: Callable[[], torch.Tensor], device: torch.device, memory: Any) -> Any:
+        graph = Recorded(function)
+        return graph, graph.out, graph.out.clone()
+
+    monkeypatch.setattr(module, "capture", capture)
+    monkeypatch.setattr(module, "timed", lambda graph, device: seconds[int(graph.out[0]) // 9])
+
+
+def twice(lines: torch.Tensor) -> torch.Tensor:
+    return lines * 2
+
+
+def thrice(lines: torch.Tensor) -> torch.Tensor:
+    return lines * 3
+
+
+@pytest.mark.parametrize(("others", "taken"), [(0.0015, 3), (0.0019, 3), (0.00198, 2), (0.0030, 2)])
+def test_a_batch_size_takes_the_kernels_that_are_quicker(
+    monkeypatch: pytest.MonkeyPatch, others: float, taken: int
+) -> None:
+    """And the first ones where that is not clear, so that two starts do not differ by chance."""
+    quick(monkeypatch, {2: 0.002, 3: others})
+    graphed = CudaGraphed(twice, thrice, padding=9)
+    assert graphed([9], CPU).tolist() == [9 * taken]
+
+
+def test_kernels_that_do_not_run_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for all batch sizes, and without harm to the first ones."""
+    calls = list[int]()
+
+    def broken(lines: torch.Tensor) -> torch.Tensor:
+        calls.append(len(lines))
+        raise ValueError("no such instruction")
+
+    quick(monkeypatch, {2: 0.002, 3: 0.001})
+    graphed = CudaGraphed(twice, broken, thrice, padding=9)
+    assert graphed([9], CPU).tolist() == [27]
+    assert graphed([9, 9], CPU).tolist() == [27, 27]
+    assert (calls, graphed.disabled, graphed.others) == ([1], False, [thrice])
+    assert "left out" in caplog.text
+
+
+def test_one_kind_alone_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch, {})
+    assert CudaGraphed(twice, padding=9)([9], CPU).tolist() == [18]

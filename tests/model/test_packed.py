@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from higgs_voice.config import Sampling
-from higgs_voice.model import graphs as module
+from higgs_voice.model import packed as module
 from higgs_voice.model.forward import Forward
-from higgs_voice.model.graphs import PACKS, RowsGraphed, apart, tolerance
 from higgs_voice.model.kv import PAGE, KvSlot, PagedPool
 from higgs_voice.model.loading import Loaded
+from higgs_voice.model.packed import PACKS, RowsGraphed, apart, table_of, tolerance
 from higgs_voice.model.prompt import Rows
-from higgs_voice.model.runner import Runner, _table
+from higgs_voice.model.runner import Runner
 from tests.model.packing import Replayed, fake_capture, plain_lines, plainly
 from tests.model.test_forward import mixed, pool_for
 
@@ -109,7 +109,7 @@ def test_who_else_is_packed_changes_nothing(packing: Runner, codes: Any) -> None
         assert packed is not None
         lines = np.repeat([slots[index].index for index in order], [len(parts[index]) for index in order])
         positions = np.concatenate([np.arange(len(parts[index])) for index in order])
-        table = _table(lines, positions, Rows.concat([parts[index] for index in order]))
+        table = table_of(lines, positions, Rows.concat([parts[index] for index in order]))
         packed(np.concatenate((table, np.repeat(packed._padding, padding, axis=1)), axis=1), CPU)
         found: dict[int, torch.Tensor] = {}
         for index, slot in slots.items():
@@ -133,7 +133,7 @@ def test_the_published_configuration_is_packed_as_it_is_prefilled(tiny: Any) -> 
     for each in (pool, other):
         slot = each.acquire()
         slot.reserve(len(rows))
-        table = torch.from_numpy(_table([slot.index] * len(rows), np.arange(len(rows)), rows))
+        table = torch.from_numpy(table_of([slot.index] * len(rows), np.arange(len(rows)), rows))
         lines, positions, tokens, audio = table[:4]
         if each is other:
             attend = other.decode_lines(lines, positions)

@@ -490,15 +490,23 @@ class PagedPool(KvPool):
 
         return attend
 
-    def decode_lines(self, lines: Tensor, positions: Tensor) -> Attend:
-        """`decode` by kernels that look at nothing but tensors, so that it can be captured in a graph."""
+    def decode_lines(self, lines: Tensor, positions: Tensor, *, fused: bool = False, ahead: bool = False) -> Attend:
+        """`decode` by kernels that look at nothing but tensors, so that it can be captured in a graph. ``fused``: in one launch less, where
+        every row is of another context; ``ahead``: see `kernels.attend`."""
         from . import kernels  # Triton is there where CUDA is
 
         lines, positions = lines.contiguous(), positions.contiguous()  # the kernels know no strides
 
         def attend(layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             keys, values = self.data[layer, 0], self.data[layer, 1]
-            query = kernels.store(qkv, cos, sin, lines, positions, self.table, keys, values)
-            return kernels.attend(query, lines, positions, self.table, keys, values)
+            more = qkv.shape[0] - lines.shape[0]
+            if more:  # rows of nobody's
+                qkv = qkv[: lines.shape[0]]
+            if fused:
+                out = kernels.attend(qkv, lines, positions, self.table, keys, values, (cos, sin), ahead=ahead)
+            else:
+                query = kernels.store(qkv, cos, sin, lines, positions, self.table, keys, values)
+                out = kernels.attend(query, lines, positions, self.table, keys, values)
+            return F.pad(out, (0, 0, 0, more)) if more else out
 
         return attend

@@ -3,7 +3,10 @@
 A step on a CPU is bound by how fast it reads the weights. A checkpoint of half-precision numbers that is run in float32 gains
 nothing from the other half of each number: where every weight of a matrix is a float16 number, a packed float16 copy is read
 instead, and multiplied and added up in float32. That is lossless: the products are the same, the sums in another order. The
-kernels are FBGEMM's, which x86 builds of torch have; a row's sums do not depend on how many rows there are.
+kernels are FBGEMM's, which x86 builds of torch have.
+
+On a CPU a row's sums do not depend on how many rows there are, in float32: where the processor's kernels add up otherwise for few rows,
+or for the last few of many, rows of nothing are put behind them (`steady`).
 
 Where asked for, weights are kept as whole numbers of eight bits and a scale for each output (`quantize`). That halves the memory
 of a half-precision model and what a step reads of it, and is not lossless.
@@ -12,6 +15,7 @@ of a half-precision model and what a step reads of it, and is not lossless.
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -85,8 +89,13 @@ class Linear:
 
     @property
     def packed(self) -> bool:
-        """Whether a float16 copy is read, and one row gives the same bits as several."""
+        """Whether a float16 copy is read."""
         return self._packed is not None
+
+    @property
+    def steadied(self) -> bool:
+        """Whether rows are put behind others for the sake of their bits."""
+        return self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
 
     @property
     def bytes(self) -> int:
@@ -97,6 +106,12 @@ class Linear:
         """[R, K] to [R, N]."""
         if self._scale is not None:
             return self._product(x, self._scale)
+        rows = x.shape[0]
+        if self.steadied and (more := steady(rows, self.packed) - rows):
+            return self._plain(F.pad(x, (0, 0, 0, more)))[:rows]
+        return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
         if self._packed is None:
             return F.linear(x, self.weight)
         return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
@@ -105,9 +120,30 @@ class Linear:
         """`residual` plus the projection of `x`."""
         if self._scale is not None:
             return self._product(x, self._scale, residual)
-        if self._packed is None:
-            return torch.addmm(residual, x, self.weight.t())
-        return torch.ops.quantized.linear_dynamic_fp16(x, self._packed).add_(residual)
+        if self._packed is not None:
+            return self(x).add_(residual)
+        rows = x.shape[0]
+        if self.steadied and (more := steady(rows, False) - rows):
+            x, residual = (F.pad(each, (0, 0, 0, more)) for each in (x, residual))
+        return torch.addmm(residual, x, self.weight.t())[:rows]
+
+    def fused(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+        gated: bool = False,
+        dtype: torch.dtype | None = None,
+        ahead: bool = False,
+    ) -> Tensor:
+        """`FEW_ROWS` rows at most, by one kernel with what stands around the product: see `kernels.project`."""
+        from . import kernels
+
+        return kernels.project(
+            x, self.weight, self._scale, residual, norm=norm, eps=eps, gated=gated, dtype=dtype, ahead=ahead
+        )
 
     def _product(self, x: Tensor, scale: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.shape[0] <= STEP_ROWS:
@@ -126,6 +162,32 @@ class Linear:
 def _floats(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """[N, K] of what int8 weights stand for, rounded once."""
     return (weight * scale[:, None]).to(dtype)
+
+
+SAME, MOST_MORE = 4, 4
+"""Rows that every kernel takes as it takes many, and rows that are put behind others at most."""
+
+
+@cache
+def steady(rows: int, packed: bool) -> int:
+    """How many rows to multiply where so many are wanted, so that their bits are those that each has among any others: ``rows`` or a few
+    more. It is tried out, once for each number, on this processor: on one with AVX2, MKL's kernels for one to three rows add up otherwise,
+    and FBGEMM's for one and two, which also take what six rows at a time leave over."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 224, generator=generator).half().float()
+    x = torch.randn(rows + MOST_MORE + SAME, 224, generator=generator)
+    ours = _pack(weight) if packed else None
+
+    def product(x: Tensor) -> Tensor:
+        return F.linear(x, weight) if ours is None else torch.ops.quantized.linear_dynamic_fp16(x, ours)
+
+    with torch.inference_mode():
+        wanted = torch.cat([product(x[start : start + SAME]) for start in range(0, rows, SAME)])[:rows]
+        for count in range(rows, rows + MOST_MORE + 1):
+            if torch.equal(product(x[:count])[:rows], wanted):
+                return count
+    log.debug("no number of rows gives %d of them the bits of any other", rows)
+    return rows
 
 
 def _pack(weight: Tensor) -> Any:

@@ -14,11 +14,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..captured import BUCKETS, sent
@@ -26,10 +26,11 @@ from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter, begun_delay
 from .forward import Forward
-from .graphs import PACKS, CudaGraphed, RowsGraphed, apart, tolerance
+from .graphs import CudaGraphed
 from .kv import PAGE, Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .linear import FEW_ROWS, STEP_ROWS
 from .loading import Loaded
+from .packed import PACKS, RowsGraphed, any_rows, apart, table_of, tolerance
 from .prompt import PromptBuilder, Rows
 from .sampling import BLOCK, Lines, Sampler, uniforms
 from .toolchain import check_kernels
@@ -40,6 +41,15 @@ PIECE = 64
 """Rows prefilled at a time on a CPU, at most: how long a stop waits."""
 GPU_PIECE = 256
 """On a GPU, where the host takes as long to launch a piece of few rows as one of many."""
+
+
+Decode = Callable[[Tensor, Tensor, Attend], Tensor]
+"""`Forward.decode`, or what does the same."""
+Kernels = Literal["plain", "fused", "overlapped"]
+"""Of a captured step: the device's own libraries' with attention over pages; `Forward.decode_fused`; or that with each launch beginning while
+the one before ends."""
+FAR = 0.5
+"""Logits of fused steps that differ from plain ones by more, in standard deviations, are wrong and not only rounded otherwise."""
 
 
 @dataclass(slots=True, eq=False)
@@ -139,10 +149,12 @@ class Runner:
         kv_dtype: torch.dtype | str = "auto",
         paged: bool | None = None,
         graphs: bool | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``kv_dtype``: see
         `pick_kv_dtype`. ``paged`` and ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a
-        CPU, where ``graphs`` runs what would be captured."""
+        CPU, where ``graphs`` runs what would be captured. ``kernels``: of captured steps, see `Kernels`; None is whichever are
+        quickest for a batch size on this device, for a model in half precision, and ``plain`` for one in float32."""
         self.loaded = loaded
         config: Any = loaded.model.config
         on_gpu = loaded.device.type == "cuda"
@@ -176,11 +188,14 @@ class Runner:
         if paged:
             pages = self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
             if on_gpu or graphs:
+                kinds = (kernels,) if kernels is not None else kinds_for(loaded.dtype, loaded.device)
                 self._graphed = CudaGraphed(
-                    partial(self._step_captured, pages), padding=max_slots, disable=graphs is False or not on_gpu
+                    *(partial(self._step_captured, pages, kind) for kind in kinds),
+                    padding=max_slots,
+                    disable=graphs is False or not on_gpu,
                 )
             if graphs or (on_gpu and graphs is None):
-                nobody = _table([pages.padding], [0], Rows.of_text([0], config.num_codebooks))[:, 0]
+                nobody = table_of([pages.padding], [0], Rows.of_text([0], config.num_codebooks))[:, 0]
                 self._packed = RowsGraphed(partial(self._prefill_captured, pages), padding=nobody, disable=not on_gpu)
         else:
             self.pool = ContiguousPool(shape, max_rows=rows, max_slots=max_slots)
@@ -354,6 +369,7 @@ class Runner:
         finally:
             slot.release()
         if self._graphed is not None:
+            self._look_at_fused(self._graphed)
             for size in BUCKETS:
                 if should_stop():
                     return
@@ -369,7 +385,7 @@ class Runner:
             for size in PACKS:
                 if should_stop() or size + len(slots) * PAGE > self.pool.max_rows:
                     return
-                parts = [self._any_rows(size // len(slots), first) for first in range(len(slots))]
+                parts = [any_rows(self.loaded.model.config, size // len(slots), first) for first in range(len(slots))]
                 for slot, part in zip(slots, parts, strict=True):
                     slot.crop(0)
                     slot.reserve(len(part))
@@ -390,17 +406,41 @@ class Runner:
             for slot in slots:
                 slot.release()
 
-    def _any_rows(self, count: int, first: int) -> Rows:
-        """Text and audio by turns, three rows each; different ones for every ``first``."""
-        config: Any = self.loaded.model.config
-        at = np.arange(first, first + count)
-        codes = (37 * at[:, None] + np.arange(self.num_codebooks)) % config.codebook_size
-        audio = at // 3 % 2 == 1
-        return Rows(
-            (31 * at % config.vocab_size).astype(np.int32),
-            np.where(audio[:, None], codes, 0).astype(np.int16),
-            audio,
-        )
+    def _look_at_fused(self, graphed: CudaGraphed) -> None:
+        """Leave steps by other kernels than the plain ones out where they cannot be had, or are wrong."""
+        for other in list(graphed.others):
+            kernels = cast("partial[Tensor]", other).args[1]
+            try:
+                error = max(self.fused_error(rows, ahead=kernels == "overlapped") for rows in (1, 32, FEW_ROWS))
+            except Exception:
+                log.warning(
+                    "%s steps cannot be had here; the engine goes on without them, slower", kernels, exc_info=True
+                )
+                graphed.others.remove(other)
+                continue
+            if not error <= FAR:
+                log.warning("%s steps give other logits here, by %.2f standard deviations; left out", kernels, error)
+                graphed.others.remove(other)
+
+    @torch.inference_mode()
+    def fused_error(self, rows: int = 1, *, ahead: bool = False) -> float:
+        """Largest difference between the logits of a fused and of a plain step behind some hundred rows of context, in standard
+        deviations; in a batch of so many rows, the others being nobody's. For a pool of pages."""
+        pages, slot = self.pool, self.pool.acquire()
+        assert isinstance(pages, PagedPool)
+        try:
+            self.prefill(slot, Rows.of_text([0] * 100, self.num_codebooks))
+            slot.reserve(slot.length + 1)
+            lines = torch.full((rows,), self._padding, device=self.device)
+            positions = torch.zeros_like(lines)
+            lines[0], positions[0] = slot.index, slot.length
+            codes = torch.full((rows, self.num_codebooks), self.bos, device=self.device)
+            plain = self.forward.decode(codes, positions, pages.decode_lines(lines, positions))
+            attend = pages.decode_lines(lines, positions, fused=True, ahead=ahead)
+            fused = self.forward.decode_fused(codes, positions, attend, ahead)
+            return float(((fused[0] - plain[0]).abs().max() / plain[0].std()).item())
+        finally:
+            slot.release()
 
     def logits(self, slot: KvSlot) -> Tensor:
         """Logits [K, V] in float32 of the row after a slot's last one, which is computed again."""
@@ -411,16 +451,22 @@ class Runner:
         return self.forward.logits(self._prefill(slot, last)[-1:])[0]
 
     @torch.inference_mode()
-    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend]) -> Tensor:
+    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend], forward: Decode | None = None) -> Tensor:
         """The step itself: the rows [B, K] that lines produce next. ``decode`` gives the attention at positions."""
         codes, positions = self.sampler.last(lines)
-        logits = self.forward.decode(codes, positions, decode(lines.index, positions))
+        logits = (forward or self.forward.decode)(codes, positions, decode(lines.index, positions))
         return self.sampler.sample(logits, lines)
 
     @torch.inference_mode()
-    def _step_captured(self, pages: PagedPool, index: Tensor) -> Tensor:
+    def _step_captured(self, pages: PagedPool, kernels: Kernels, index: Tensor) -> Tensor:
         """`_step` over static tensors alone, with nothing left out: what is captured."""
-        rows = self._step(self.sampler.gather(index), pages.decode_lines)
+        lines = self.sampler.gather(index)
+        if kernels != "plain" and len(index) <= FEW_ROWS:
+            ahead = kernels == "overlapped"
+            attend = partial(pages.decode_lines, fused=True, ahead=ahead)
+            rows = self._step(lines, attend, partial(self.forward.decode_fused, ahead=ahead))
+        else:
+            rows = self._step(lines, pages.decode_lines)
         self.sampler.ints[self._padding].copy_(self._begun)
         return rows
 
@@ -447,7 +493,7 @@ class Runner:
         self.forward.extend_positions(max(ends))
         positions = [np.arange(slot.length, end) for slot, end in zip(slots, ends, strict=True)]
         lines = np.repeat([slot.index for slot in slots], [len(part) for part in rows])
-        table = _table(lines, np.concatenate(positions), Rows.concat(rows))
+        table = table_of(lines, np.concatenate(positions), Rows.concat(rows))
         with self._here(), torch.inference_mode():
             hidden = self._packed(table, self.device)
         if hidden is not None:
@@ -457,7 +503,7 @@ class Runner:
 
     @torch.inference_mode()
     def _prefill_captured(self, pages: PagedPool, table: Tensor) -> Tensor:
-        """Keys and values of the rows of a `_table`; their hidden states, which follow from all of them. Over static tensors alone: what is
+        """Keys and values of the rows of a table; their hidden states, which follow from all of them. Over static tensors alone: what is
         captured."""
         lines, positions, tokens, audio = table[:4]
         return self.forward.mixed(tokens, table[4:].t(), audio.bool(), positions, pages.decode_lines(lines, positions))
@@ -480,10 +526,13 @@ class Runner:
         return StepResult(generation, row=row, frame=frame, finished=generation.finished)
 
 
-def _table(lines: ArrayLike, positions: ArrayLike, rows: Rows) -> NDArray[np.int64]:
-    """[4 + K, R]: of each row its line in the pool's table, its position, its token, whether it is audio, and its codes."""
-    tokens = np.where(rows.audio, 0, rows.tokens)  # a placeholder may be no token of the model's
-    return np.vstack((lines, positions, tokens, rows.audio, rows.codes.T)).astype(np.int64)
+def kinds_for(dtype: torch.dtype, device: torch.device) -> tuple[Kernels, ...]:
+    """Which kernels may be tried for captured steps, the first ones those that always run."""
+    if dtype.itemsize != 2 or device.type != "cuda":
+        return ("plain",)
+    from . import kernels
+
+    return ("plain", "fused", "overlapped") if kernels.can_overlap(device) else ("plain", "fused")
 
 
 def wait_for(device: torch.device) -> None:
