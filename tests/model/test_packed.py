@@ -254,10 +254,12 @@ class Pages:
 
     def __init__(self) -> None:
         self.data = torch.zeros(3, 200, dtype=torch.float32)
+        self.writes = True
 
     def __call__(self, table: torch.Tensor) -> torch.Tensor:
         line, position, value = table
-        self.data[line, position] = value.float() + 1
+        if self.writes:
+            self.data[line, position] = value.float() + 1
         seen = torch.arange(200)[None] <= position[:, None]
         return (self.data[line] * seen).sum(1, keepdim=True)
 
@@ -317,13 +319,12 @@ class Stale(Replayed):
 class Forgetful(Replayed):
     """A graph that looks, and writes nothing."""
 
-    def replay(self) -> None:
-        before = Forgetful.pages.data.clone()
-        super().replay()
-        Forgetful.pages.data.copy_(before)
-        self.out.copy_(self.out * 0 + before[1].sum())
-
     pages = Pages()
+
+    def replay(self) -> None:
+        self.pages.writes = False
+        super().replay()
+        self.pages.writes = True
 
 
 @pytest.mark.usefixtures("fakes")

@@ -119,6 +119,11 @@ def test_on_a_cpu_one_is_prefilled_after_another(nano: Loaded, monkeypatch: pyte
         desk.submit(name, said(desk, "Yes.", length))
     desk.ticks(2)
     assert desk.prefilled == [[("b", 40)], [("a", 50)]]
+    desk.ticks(GREEDY.max_new_tokens)
+    again = [desk.submit(name, said(desk, "Yes.", length)) for name, length in (("a", 50), ("b", 40))]
+    desk.ticks()
+    assert [job.rows_left for job in again] == [0, 0]
+    assert [job.generation is not None for job in again] == [True, False]
 
 
 def test_who_fits_is_taken_along_in_order_and_who_does_not_is_passed_over(desk: Desk) -> None:
