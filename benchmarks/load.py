@@ -1,22 +1,24 @@
 """What many calls do to the host beside a GPU, on a machine that needs none.
 
 Sessions, scheduler, worker, pages of keys and values, codec streams and events are the real ones, set as for a GPU. Only the arithmetic is
-left out: a step, a prefill's piece and a batch of the codec's pieces are waited for instead, as long as they are said to take, and give
-random codes and noise. So the times say nothing of a GPU; what is measured is whether scheduling and Python keep up with so many calls
+left out: a step, a prefill's piece (of one context, or of several that are packed) and a batch of the codec's pieces are waited for instead, as
+long as they are said to take, and give random codes and noise. So the times say nothing of a GPU; what is measured is whether scheduling and Python keep up with so many calls
 on such a device, and what they cost. Each waits for the one before, where a GPU's worker goes on launching.
 
 The rhythm, underruns and TTFA are those of `higgs-voice bench concurrency`; a level is measured whatever the one before had.
 
     python benchmarks/load.py [--sessions 16,64,100] [--step-ms 4] [--prefill-ms 5] [--codec-ms 2] [--seconds 30]
-                              [--frames 50] [--pause 4] [--batch 64]
+                              [--frames 50] [--pause 4] [--batch 64] [--packed 300] [--packed-ms 5]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -38,11 +40,14 @@ from higgs_voice.model.runner import GPU_PIECE, Runner
 from higgs_voice.model.sampling import Lines
 from higgs_voice.model.scheduler import Scheduler
 
-ROWS = 1_000_000
-"""Of contexts: what 108 GiB of a GPU's memory hold at the published model's size."""
+ROWS = 400_000
+"""Of contexts, for 150 calls: 43 GiB at the published model's size, 5 at this one's."""
+PACKED = 300
+"""Rows that are packed. A chunk's own rows are some 104 here, where a token is a letter or two, and an estimated 45 of the published model's: so
+many chunks fit as fit there into 128 rows."""
 
 
-def without_arithmetic(step_s: float, prefill_s: float, codec_s: float) -> Any:
+def without_arithmetic(step_s: float, prefill_s: float, codec_s: float, packed_s: float, packed: int) -> Any:
     """Patches under which engines wait where they would compute."""
     rng = np.random.default_rng(0)
 
@@ -55,6 +60,12 @@ def without_arithmetic(step_s: float, prefill_s: float, codec_s: float) -> Any:
         slot.append(rows)
         return torch.empty(0)
 
+    def prefill_packed(self: Runner, slots: Sequence[KvSlot], rows: Sequence[Rows]) -> Tensor:
+        time.sleep(packed_s)
+        for slot, part in zip(slots, rows, strict=True):
+            slot.append(part)
+        return torch.empty(0)
+
     def run(self: Decoder, windows: list[NDArray[np.int64]], samples: Span) -> NDArray[np.float32]:
         time.sleep(codec_s)
         return rng.standard_normal((len(windows), samples.end - samples.begin), dtype=np.float32) * 0.1
@@ -62,6 +73,8 @@ def without_arithmetic(step_s: float, prefill_s: float, codec_s: float) -> Any:
     return (
         patch.object(Runner, "_step", step),
         patch.object(Runner, "_prefill", prefill),
+        patch.object(Runner, "_prefill_packed", prefill_packed),
+        patch.object(Runner, "packed", packed),
         patch.object(Decoder, "_run", run),
     )
 
@@ -107,6 +120,8 @@ def main() -> None:
     parser.add_argument("--sessions", type=lambda text: [int(part) for part in text.split(",")], default=[16, 64, 100])
     parser.add_argument("--step-ms", type=float, default=4.0)
     parser.add_argument("--prefill-ms", type=float, default=5.0, help="of a piece")
+    parser.add_argument("--packed", type=int, default=PACKED, help="rows of several contexts at once; 0: one by one")
+    parser.add_argument("--packed-ms", type=float, help="of a piece of so many rows or fewer; else as other pieces")
     parser.add_argument("--codec-ms", type=float, default=2.0, help="of a batch of pieces")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each number of sessions")
     parser.add_argument("--frames", type=int, default=50, help="of each of the three chunks of a turn")
@@ -118,11 +133,14 @@ def main() -> None:
     place = Place.here()
     print("\n".join(place.lines()))
     waits = {"step_ms": options.step_ms, "prefill_ms": options.prefill_ms, "codec_ms": options.codec_ms}
-    print(f"no arithmetic: {waits} are waited for instead")
-    step, prefill, run = without_arithmetic(*(value / 1e3 for value in waits.values()))
-    with step, prefill, run:
+    waits["packed_ms"] = options.prefill_ms if options.packed_ms is None else options.packed_ms
+    print(f"no arithmetic: {waits} are waited for instead; at most {options.packed} rows are packed")
+    with contextlib.ExitStack() as stack:
+        for each in without_arithmetic(*(value / 1e3 for value in waits.values()), packed=options.packed):
+            stack.enter_context(each)
         levels = asyncio.run(measure(options))
-    print(emit("load", place, {"waits": waits, "batch": options.batch, "levels": levels}))
+    result = {"waits": waits, "batch": options.batch, "packed_rows": options.packed, "levels": levels}
+    print(emit("load", place, result))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 With `step` for an argument, the largest difference between the logits of the steps that are captured, fused and not, and of the plain one;
 with `int8`, that between products by weights of eight bits and those of the same weights as floats; with `fused`, that between products
-with what stands around them in one launch and the same one after another.
+with what stands around them in one launch and the same one after another; with `packed`, that between the keys and values of prefills of
+few rows at once and of the plain ones, of the largest.
 
 Status 1 where that is more than rounding.
 
 Usage: TRITON_INTERPRET=1 python check_kernels.py HEADS_Q,HEADS,DIM
-On a GPU, compiled: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and python check_kernels.py int8 cuda, fused cuda
+On a GPU, compiled and captured: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and so int8 cuda, fused cuda, packed cuda
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def step() -> None:
         kind = "fused" if fused else "plain"
         runner = Runner(nano, max_rows=1024, max_slots=4, paged=paged, graphs=paged, kernels=kind)
         free = runner.pool.free_rows
+        runner._packed = None  # `packed` is about it
         if paged and not fused:
             runner._warm_up(1)  # leaves nothing behind
         assert runner.pool.free_rows == free
@@ -175,6 +177,46 @@ def fused(device: str) -> None:
 
 
 @torch.inference_mode()
+def packed(device: str) -> None:
+    """Three contexts with the rows of new chunks, behind nothing, part of a page and more than a page."""
+    nano = load("nano", device=device, dtype="float32")
+    nano.model.model.layers = nano.model.model.layers[:2]
+    nano.model.config.num_hidden_layers = 2
+    runner = Runner(nano, max_rows=2048, max_slots=8, paged=True, graphs=True)
+    pool = runner.pool
+    assert isinstance(pool, PagedPool)
+    if device == "cuda":
+        runner.warm_up(1)
+    assert runner.packed, "it was left off"
+    prefix, opening = runner.prompts.prefix("Speak."), runner.prompts.opening
+    frames = torch.randint(0, 256, (8, 60), generator=torch.Generator().manual_seed(0)).numpy().astype("int16")
+    past = runner.prompts.exchange("It is here.", frames)
+    assert len(past) > PAGE + 3
+    pasts = [prefix[:0], past[:9], past[: PAGE + 3]]
+    parts = [past[-7:], opening("No.")[:3], past[PAGE + 3 :][:5] + opening("Go.")[:3]]
+    assert all(0 < part.audio.sum() < len(part) for part in (parts[0], parts[2]))
+    found: list[list[torch.Tensor]] = []
+    for at_once in (True, False):
+        found.append([])
+        slots = [pool.acquire() for _ in parts]
+        for slot, before, part in zip(slots, pasts, parts, strict=True):
+            slot.reserve(len(before) + len(part))
+            if len(before):
+                runner._prefill(slot, before)
+        if at_once:
+            assert runner._prefill_packed(slots, parts) is not None
+        else:
+            for slot, part in zip(slots, parts, strict=True):
+                runner._prefill(slot, part)
+        for slot, before, part in zip(slots, pasts, parts, strict=True):
+            assert slot.length == len(before) + len(part)
+        for slot in slots:
+            pages = torch.tensor(pool._pages[slot.index], device=device)
+            found[-1] += [part.cpu() for layer in range(2) for part in pool._gathered(layer, pages, slot.length)]
+    print(max(((one - two).abs().max() / two.abs().max()).item() for one, two in zip(*found, strict=True)))
+
+
+@torch.inference_mode()
 def int8(device: str) -> None:
     """Few rows, by the kernel, and many, by a conversion; sizes that no block divides. Before it, the kernel that shows whether any can
     be compiled."""
@@ -200,7 +242,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "step":
         step()
         sys.exit()
-    if sys.argv[1] in ("int8", "fused"):
-        {"int8": int8, "fused": fused}[sys.argv[1]](where)
+    if sys.argv[1] in ("int8", "fused", "packed"):
+        {"int8": int8, "fused": fused, "packed": packed}[sys.argv[1]](where)
         sys.exit()
     main(*map(int, sys.argv[1].split(",")), where)

@@ -21,7 +21,7 @@ CONSUMER_SHARED = 101_376
 """Bytes of shared memory that a program has on a GPU of compute capability 8.6 or 8.9."""
 
 
-@pytest.mark.parametrize("what", ["6,2,32", "step", "int8", "fused"])
+@pytest.mark.parametrize("what", ["6,2,32", "step", "int8", "fused", "packed"])
 def test_kernels_are_their_plain_counterparts(what: str) -> None:
     pytest.importorskip("triton", reason=NO_TRITON)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(CHECK.parents[2] / "plugin")}

@@ -32,9 +32,9 @@ def test_a_prefill_waits_for_who_is_about_to_run_dry_but_not_for_long() -> None:
     for buffered, waits in ((-1.0, False), (-0.05, True), (0.08, True), (0.2, False)):
         plan = scheduler.plan([JobView("plays", 0, False, buffered), JobView("new", 1, True)], background=True)
         assert plan.step == ("plays",)
-        assert (plan.prefill, plan.put_off) == ((None, True) if waits else ("new", False))
+        assert (plan.prefill, plan.put_off) == (((), True) if waits else (("new",), False))
     plan = scheduler.plan([JobView("plays", 0, False, 0.08), JobView("new", 1, True, put_off=3)], background=True)
-    assert (plan.prefill, plan.put_off) == ("new", False)
+    assert (plan.prefill, plan.put_off) == (("new",), False)
 
 
 def test_who_comes_later_does_not_wait_anew_for_all() -> None:
@@ -45,7 +45,7 @@ def test_who_comes_later_does_not_wait_anew_for_all() -> None:
     long = JobView("long", 1, True, put_off=8, rows_left=107)
     short = JobView("short", 2, True, put_off=0, rows_left=44)
     plan = scheduler.plan([plays, long, short], background=False)
-    assert (plan.prefill, plan.put_off) == ("short", False)
+    assert (plan.prefill, plan.put_off) == (("short", "long"), False)
     assert scheduler.plan([plays, short], background=False).put_off
 
 
@@ -58,30 +58,37 @@ def test_who_is_about_to_run_dry_is_told_by_what_a_tick_takes(tick_s: float, wai
 def test_who_still_has_sound_to_play_is_prefilled_after_those_who_have_none() -> None:
     plan = Scheduler(unhurried_s=1.0).plan
     goes_on, begins = JobView("goes on", 0, True, 3.0, rows_left=10), JobView("begins", 1, True, -4.0, rows_left=90)
-    assert plan([goes_on, begins], background=False).prefill == "begins"
-    assert plan([goes_on, JobView("less left", 1, True, 2.0, rows_left=90)], background=False).prefill == "less left"
+    assert plan([goes_on, begins], background=False).prefill == ("begins", "goes on")
+    assert plan([goes_on, JobView("less left", 1, True, 2.0, rows_left=90)], background=False).prefill == (
+        "less left",
+        "goes on",
+    )
     soon = JobView("soon", 0, True, 0.9, rows_left=10)
-    assert plan([soon, begins], background=False).prefill == "soon"
+    assert plan([soon, begins], background=False).prefill == ("soon", "begins")
+    assert plan([goes_on, soon, begins], background=False).prefill == ("soon", "begins", "goes on")
 
 
 def test_and_not_while_somebody_waits_for_a_first_sound() -> None:
     plan = Scheduler(unhurried_s=1.0).plan
     unheard, goes_on = JobView("unheard", 0, False, -1.0, unheard=True), JobView("goes on", 1, True, 3.0)
     waits = plan([unheard, goes_on], background=True)
-    assert (waits.step, waits.prefill, waits.put_off, waits.background) == (("unheard",), None, False, False)
-    assert plan([unheard, JobView("soon", 1, True, 0.9)], background=True).prefill == "soon"
-    assert plan([JobView("plays", 0, False, 0.5), goes_on], background=True).prefill == "goes on"
+    assert (waits.step, waits.prefill, waits.put_off, waits.background) == (("unheard",), (), False, False)
+    soon = JobView("soon", 1, True, 0.9)
+    assert plan([unheard, soon], background=True).prefill == ("soon",)
+    assert plan([unheard, goes_on, soon], background=True).prefill == ("soon",)  # nor does it come along
+    assert plan([JobView("plays", 0, False, 0.5), goes_on], background=True).prefill == ("goes on",)
 
 
 def test_nobody_waits_for_a_longer_prompt_than_its_own() -> None:
     plan = Scheduler().plan
     long, short = JobView("long", 0, True, rows_left=4000), JobView("short", 1, True, rows_left=60)
-    assert plan([long, short], background=False).prefill == "short"
-    assert plan([long, JobView("as long", 1, True, rows_left=4000)], background=False).prefill == "long"
+    assert plan([long, short], background=False).prefill == ("short", "long")
+    as_long = JobView("as long", 1, True, rows_left=4000)
+    assert plan([as_long, short, long], background=False).prefill == ("short", "long", "as long")
     passed = JobView("long", 0, True, rows_left=4000, passed_over=8)
-    assert plan([passed, short], background=False).prefill == "long"
+    assert plan([passed, short], background=False).prefill == ("long", "short")
     speaks = JobView("speaks", 1, True, 3.0, rows_left=10)
-    assert Scheduler(ample_s=1.0).plan([long, speaks], background=False).prefill == "long"
+    assert Scheduler(ample_s=1.0).plan([long, speaks], background=False).prefill == ("long", "speaks")
 
 
 def test_who_has_ample_sound_lets_the_others_go_ahead() -> None:
@@ -96,9 +103,9 @@ def test_who_has_ample_sound_lets_the_others_go_ahead() -> None:
             "rich",
         )
     reads = plan([rich, JobView("reads", 2, True, -1.0)], background=True)
-    assert (reads.step, reads.prefill, reads.idle) == ((), "reads", False)
+    assert (reads.step, reads.prefill, reads.idle) == ((), ("reads",), False)
     reads = plan([JobView("rich", 0, True, 3.0), JobView("reads", 2, True, -1.0)], background=True)
-    assert reads.prefill == "reads"
+    assert reads.prefill == ("reads", "rich")
 
 
 def test_nobody_lets_those_go_ahead_who_do_not_take_their_sound() -> None:

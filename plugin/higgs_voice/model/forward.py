@@ -1,7 +1,7 @@
-"""The model's forward pass over transformers' weights, for the two shapes that serving needs.
+"""The model's forward pass over transformers' weights, for the shapes that serving needs.
 
-`Forward.prefill` takes mixed rows of one context, `Forward.decode` one audio row for each of several. Both run the same
-blocks: Llama attention, and two feed-forward paths with norms of their own, one for text rows and one for audio rows.
+`Forward.prefill` takes mixed rows of one context, `Forward.decode` one audio row for each of several, and `Forward.mixed` rows
+of any kind and context, in shapes that do not depend on which they are. All run the same blocks: Llama attention, and two feed-forward paths with norms of their own, one for text rows and one for audio rows.
 Where keys and values are stored and how attention reads them is the `Attend` that is passed in.
 
 The projections that read the same input are stacked once. The model's own parameters become views of the stacks, so
@@ -73,7 +73,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 class Forward:
-    """A `HiggsAudioV2ForConditionalGeneration` as two functions. Runs in inference mode; not thread-safe.
+    """A `HiggsAudioV2ForConditionalGeneration` as three functions. Runs in inference mode; not thread-safe.
 
     Errors: `CheckpointError` when the model has parts that this does not compute.
     """
@@ -156,6 +156,25 @@ class Forward:
             x[audio] = self._embed_audio(codes[audio])
             kinds = (audio, text)
         return self._blocks(x, self.cos[past : past + count], self.sin[past : past + count], attend, kinds)
+
+    @torch.inference_mode()
+    def mixed(self, tokens: Tensor, codes: Tensor, audio: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [R, H] before the last norm, of rows that may be of several contexts.
+
+        ``tokens`` [R] and ``codes`` [R, K], where a row has none any that the model knows; ``audio`` [R] which rows are audio;
+        ``positions`` [R], which the rotary tables must reach already. Every row takes both paths and one is chosen, so nothing is
+        waited for and shapes follow from R alone: it can be captured in a graph. Where reading weights is what takes the time, that
+        costs no more than rows of both kinds do anyway.
+        """
+        cos, sin = (table.index_select(0, positions) for table in (self.cos, self.sin))
+        audio = audio[:, None]
+        x = torch.where(audio, self._embed_audio(codes), F.embedding(tokens, self.embed_text))
+        for index, layer in enumerate(self.layers):
+            h = torch.where(audio, self._normed(x, layer.audio.norm_in), self._normed(x, layer.text.norm_in))
+            qkv = layer.qkv(h).view(x.shape[0], -1, self.head_dim)
+            x = layer.out.added(attend(index, qkv, cos, sin), x)
+            x = torch.where(audio, self._feed(x, layer.audio), self._feed(x, layer.text))
+        return x
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, positions: Tensor, attend: Attend) -> Tensor:

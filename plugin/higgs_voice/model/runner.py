@@ -27,9 +27,10 @@ from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter, begun_delay
 from .forward import Forward
 from .graphs import CudaGraphed
-from .kv import Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
+from .kv import PAGE, Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .linear import FEW_ROWS, STEP_ROWS
 from .loading import Loaded
+from .packed import PACKS, RowsGraphed, any_rows, apart, table_of, tolerance
 from .prompt import PromptBuilder, Rows
 from .sampling import BLOCK, Lines, Sampler, uniforms
 from .toolchain import check_kernels
@@ -181,6 +182,8 @@ class Runner:
         )
         rows = max_rows or default_rows(shape)
         self._graphed: CudaGraphed | None = None
+        self._packed: RowsGraphed | None = None
+        """Prefills of few rows, of one context or several."""
         self.pool: KvPool
         if paged:
             pages = self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
@@ -191,6 +194,9 @@ class Runner:
                     padding=max_slots,
                     disable=graphs is False or not on_gpu,
                 )
+            if graphs or (on_gpu and graphs is None):
+                nobody = table_of([pages.padding], [0], Rows.of_text([0], config.num_codebooks))[:, 0]
+                self._packed = RowsGraphed(partial(self._prefill_captured, pages), padding=nobody, disable=not on_gpu)
         else:
             self.pool = ContiguousPool(shape, max_rows=rows, max_slots=max_slots)
         # One line more than slots, for what pads a batch.
@@ -203,8 +209,14 @@ class Runner:
     def close(self) -> None:
         """Let go of the contexts' memory and of the captured steps, which refer to this and this to them. It is not to be used any
         more."""
-        self._graphed = None
+        self._graphed = self._packed = None
         self.pool.close()
+
+    @property
+    def packed(self) -> int:
+        """Rows of several contexts that `prefill_together` takes at once, at most; 0 where one context is prefilled after another: on a
+        CPU, where it takes as long, and a row's bits are not to depend on others."""
+        return self._packed.most if self._packed is not None else 0
 
     def prefill(
         self, slot: KvSlot, rows: Rows, *, piece: int | None = None, should_stop: Callable[[], bool] | None = None
@@ -216,8 +228,15 @@ class Runner:
         for start in range(0, len(rows), piece):
             if should_stop is not None and should_stop():
                 return False
-            self._prefill(slot, rows[start : start + piece])
+            self.prefill_together([slot], [rows[start : start + piece]])
         return True
+
+    def prefill_together(self, slots: Sequence[KvSlot], rows: Sequence[Rows]) -> None:
+        """Append to each slot rows of its own, for which it has room reserved: all at once where they are no more than `packed`, one
+        slot after another else. When it fails, a slot holds its rows or none of them."""
+        if sum(map(len, rows)) > self.packed or self._prefill_packed(slots, rows) is None:
+            for slot, part in zip(slots, rows, strict=True):
+                self._prefill(slot, part)
 
     def align(
         self, slot: KvSlot, rows: Rows, *, piece: int | None = None, should_stop: Callable[[], bool] | None = None
@@ -336,13 +355,15 @@ class Runner:
 
     @torch.inference_mode()
     def _warm_up(self, max_batch: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        if self._packed is not None and not self._packed.disabled:
+            self._warm_up_packed(should_stop)
         counts = (1, 17, 33, FEW_ROWS + 1, STEP_ROWS + 1, self.piece)  # kernels differ by the number of rows
         slot = self.pool.acquire()
         try:
             for count in sorted(set(counts)):
                 if should_stop():
                     return
-                if count <= self.pool.max_rows:
+                if self.packed < count <= self.pool.max_rows:
                     slot.crop(0)
                     self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks), piece=count)
         finally:
@@ -355,6 +376,35 @@ class Runner:
                 self._graphed([self._padding] * size, self.device)
                 if size >= max_batch:
                     break
+
+    def _warm_up_packed(self, should_stop: Callable[[], bool]) -> None:
+        """Capture the prefills of few rows, and hold them against the plain way: two contexts, text and audio. Where they find something
+        else they are left off."""
+        slots = [self.pool.acquire() for _ in range(min(2, self.pool.max_slots))]
+        try:
+            for size in PACKS:
+                if should_stop() or size + len(slots) * PAGE > self.pool.max_rows:
+                    return
+                parts = [any_rows(self.loaded.model.config, size // len(slots), first) for first in range(len(slots))]
+                for slot, part in zip(slots, parts, strict=True):
+                    slot.crop(0)
+                    slot.reserve(len(part))
+                found = self._prefill_packed(slots, parts)
+                for slot in slots:
+                    slot.crop(0)
+                if found is None:
+                    continue
+                for slot, part in zip(slots, parts, strict=True):
+                    slot.reserve(len(part))
+                plain = torch.cat([self._prefill(slot, part) for slot, part in zip(slots, parts, strict=True)])
+                worst = apart(found, plain)
+                if not worst <= tolerance(plain.dtype):
+                    log.warning("a prefill of %d rows at once is %.3g off; the engine goes on without", size, worst)
+                    self._packed = None
+                    return
+        finally:
+            for slot in slots:
+                slot.release()
 
     def _look_at_fused(self, graphed: CudaGraphed) -> None:
         """Leave steps by other kernels than the plain ones out where they cannot be had, or are wrong."""
@@ -434,6 +484,29 @@ class Runner:
             )
         slot.append(rows)
         return hidden
+
+    def _prefill_packed(self, slots: Sequence[KvSlot], rows: Sequence[Rows]) -> Tensor | None:
+        """`prefill_together` at once: hidden states [R, H] before the last norm; None, and nothing appended, where it cannot be."""
+        if self._packed is None:
+            return None
+        ends = [slot.length + len(part) for slot, part in zip(slots, rows, strict=True)]
+        self.forward.extend_positions(max(ends))
+        positions = [np.arange(slot.length, end) for slot, end in zip(slots, ends, strict=True)]
+        lines = np.repeat([slot.index for slot in slots], [len(part) for part in rows])
+        table = table_of(lines, np.concatenate(positions), Rows.concat(rows))
+        with self._here(), torch.inference_mode():
+            hidden = self._packed(table, self.device)
+        if hidden is not None:
+            for slot, part in zip(slots, rows, strict=True):
+                slot.append(part)
+        return hidden
+
+    @torch.inference_mode()
+    def _prefill_captured(self, pages: PagedPool, table: Tensor) -> Tensor:
+        """Keys and values of the rows of a table; their hidden states, which follow from all of them. Over static tensors alone: what is
+        captured."""
+        lines, positions, tokens, audio = table[:4]
+        return self.forward.mixed(tokens, table[4:].t(), audio.bool(), positions, pages.decode_lines(lines, positions))
 
     def take(self, generation: Generation, row: Codes) -> StepResult | None:
         """Move a generation on by the row that its step drew; None if it had finished before that step."""

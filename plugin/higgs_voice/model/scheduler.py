@@ -38,8 +38,9 @@ class Plan:
 
     step: tuple[str, ...]
     """Streams that take one step together."""
-    prefill: str | None
-    """The stream whose prompt grows by one piece."""
+    prefill: tuple[str, ...]
+    """Streams that wait for their prefill and may have it now, the most urgent first. It is given one piece; who follows has its turn
+    where several are prefilled together."""
     background: bool
     """Whether one piece may go to what nobody waits for yet."""
     put_off: bool = False
@@ -47,7 +48,7 @@ class Plan:
 
     @property
     def idle(self) -> bool:
-        return not self.step and self.prefill is None and not self.background
+        return not self.step and not self.prefill and not self.background
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class Scheduler:
     one of them is about to run dry, as each is just after its first sound, all prefills wait, but not for long. Of several that wait,
     whose listener still has ample sound of the chunk before comes last, by what is left of it, and not at all while somebody who steps has
     nothing yet. Of the others the one with the fewest rows left is prefilled (shortest remaining time first), so that nobody waits for
-    another's long prompt; who was passed over `patience` times has the next piece. Where a step takes longer the more streams it has, as on
+    another's long prompt; who was passed over `patience` times has the next piece. In that order they are taken along where several prompts
+    are prefilled together. Where a step takes longer the more streams it has, as on
     a CPU, who has ample sound lets the others go ahead while one of them has too little.
     """
 
@@ -85,7 +87,7 @@ class Scheduler:
         """`background`: whether there is such work at all. `tick_s`: what a tick takes; 0 where it is not known yet."""
         ready = [job for job in jobs if not job.prefilling and job.waiting_s < self.run_ahead_s]
         ready.sort(key=lambda job: (job.buffered_s, job.order))
-        waiting = [job for job in jobs if job.prefilling]
+        waiting = sorted((job for job in jobs if job.prefilling), key=self._urgency)
         ample = self.ample_s
         if ample is not None and any(
             job.buffered_s < self.comfortable_s and job.waiting_s < ample for job in (*ready, *waiting)
@@ -94,16 +96,16 @@ class Scheduler:
         step = ready[: self.max_batch]
         keys = tuple(job.key for job in step)
         unheard = any(job.unheard for job in step)
-        first = min(waiting, key=self._urgency, default=None)
-        if first is not None and unheard and self._unhurried(first):
-            return Plan(keys, None, background=False)
-        if first is not None and self._scarce(step, tick_s) and max(job.put_off for job in waiting) < self.patience:
-            return Plan(keys, None, background=False, put_off=True)
+        due = [job for job in waiting if not (unheard and self._unhurried(job))]
+        if waiting and not due:
+            return Plan(keys, (), background=False)
+        if waiting and self._scarce(step, tick_s) and max(job.put_off for job in waiting) < self.patience:
+            return Plan(keys, (), background=False, put_off=True)
         calm = not unheard and all(job.buffered_s >= self.comfortable_s for job in step)
         return Plan(
             step=keys,
-            prefill=first.key if first is not None else None,
-            background=background and first is None and calm,
+            prefill=tuple(job.key for job in due),
+            background=background and not waiting and calm,
         )
 
     def _unhurried(self, job: JobView) -> bool:

@@ -2,7 +2,7 @@
 
 Commands come in from any thread and never wait; what a stream produces goes out through its `Listener`, on the worker's
 thread. A tick drains the commands, asks the scheduler, takes one step with everybody who is due, then gives one piece of
-prefill to who waits for it, or to the background. A stop is seen at the next tick: within one step, or one piece.
+prefill to who waits for it (to several who lack little, where the runner takes them together), or to the background. A stop is seen at the next tick: within one step, or one piece.
 
 What fails before a stream's first step is that stream's own failure, unless `Runner.check` fails too. A step is shared, and its
 failure a crash: it ends all streams, and some crashes in a row end the worker.
@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +79,8 @@ class Job:
     """Ticks in which all prefills were put off while it waited."""
     passed_over: int = 0
     """Pieces of prefill that went to others since its own last one."""
+    alone: bool = False
+    """It is not prefilled together with others: that failed once."""
     frames: int = 0
     timings: dict[str, float] = field(default_factory=dict[str, float])
     submitted: float = 0.0
@@ -95,6 +98,11 @@ class Job:
         """Nothing was generated yet."""
         self.frames = self.spoken.shape[1] if self.spoken is not None else 0
         self.held.clear()
+
+    @property
+    def rows_left(self) -> int:
+        """Rows of the prompt that its slot, if it has one, does not hold."""
+        return len(self.rows) - self.slot.length if self.slot is not None else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -278,7 +286,7 @@ class Worker:
         for key, job in running.items():
             buffered, waiting = job.listener.view()
             prefilling = job.generation is None
-            left = len(job.rows) - job.slot.length if prefilling and job.slot is not None else 0
+            left = job.rows_left if prefilling else 0
             unheard = "ttfa" not in job.timings
             view = JobView(key, job.order, prefilling, buffered, waiting, job.put_off, left, job.passed_over, unheard)
             views.append(view)
@@ -297,11 +305,13 @@ class Worker:
         began = self._clock()
         if plan.step or self._launched is not None:
             self._step([running[key] for key in plan.step])
-        if plan.prefill is not None and not running[plan.prefill].stopped:
+        chosen = self._together([running[key] for key in plan.prefill if not running[key].stopped])
+        if chosen:
             for view in views:
                 if view.prefilling:
-                    running[view.key].passed_over = 0 if view.key == plan.prefill else view.passed_over + 1
-            self._prefill(running[plan.prefill])
+                    job = running[view.key]
+                    job.passed_over = 0 if job in chosen else view.passed_over + 1
+            self._prefill(chosen)
         if plan.background and background is not None:
             self._background(self._sessions[background])
         self.pace.observe(len(plan.step), self._clock() - began)
@@ -334,30 +344,78 @@ class Worker:
         job.slot = slot
         job.timings["prefilled"] = float(len(job.rows) - held)
 
-    def _prefill(self, job: Job) -> None:
+    def _together(self, waiting: list[Job]) -> list[Job]:
+        """Who of them is prefilled in this tick: the first, and who can be taken along with all that it lacks, in their order."""
+        chosen, most = waiting[:1], self._runner.packed
+        if not chosen or not most or chosen[0].alone:
+            return chosen
+        room = most - chosen[0].rows_left
+        for job in waiting[1:]:
+            if not job.alone and job.rows_left <= room:
+                chosen.append(job)
+                room -= job.rows_left
+        return chosen
+
+    def _prefill(self, jobs: list[Job]) -> None:
+        """One stream's next piece, or all that several lack. Whose prompt is complete begins."""
+        if len(jobs) == 1:
+            grown = [job for job in jobs if self._tried(job, partial(self._grow, job))]
+        else:
+            grown = self._grow_together(jobs)
+        for job in grown:
+            if job.slot is not None and not job.rows_left and self._tried(job, partial(self._generate, job)):
+                job.timings["prefill"] = self._clock() - job.begun
+                session = self._sessions[job.session]
+                if job.next_rows is not None:
+                    session.target, session.target_prefix, session.target_slot = job.next_rows, job.prefix, None
+                if job.generation is not None and job.generation.exhausted:  # it may take no step that could end it
+                    self._end(job, "length", None)
+
+    def _grow(self, job: Job) -> None:
+        """The next piece of its prompt."""
         slot = job.slot
         assert slot is not None
-        done = slot.length
+        if job.rows_left:
+            self._runner.prefill(slot, job.rows[slot.length : slot.length + self._runner.piece])
+            self._keep_prefix(slot, job.prefix)
+
+    def _grow_together(self, jobs: list[Job]) -> list[Job]:
+        """All that several lack of their prompts; those that hold them then."""
+        ready = [
+            job for job in jobs if job.slot is not None and self._tried(job, partial(job.slot.reserve, len(job.rows)))
+        ]
+        grown = [(job, job.slot) for job in ready if job.slot is not None and job.rows_left]
         try:
-            if done < len(job.rows):
-                self._runner.prefill(slot, job.rows[done : done + self._runner.piece])
-                self._keep_prefix(slot, job.prefix)
-            if slot.length == len(job.rows):
-                job.generation = self._runner.start(slot, job.sampling, job.seed, job.spoken)
+            if grown:
+                rows = [job.rows[slot.length :] for job, slot in grown]
+                self._runner.prefill_together([slot for _, slot in grown], rows)
+        except Exception as error:
+            self._check(error)
+            log.exception("chunks could not be prefilled together; each is prefilled alone, and fails if it must")
+            for job, _ in grown:
+                job.alone = True
+            return []
+        for job, slot in grown:
+            if not self._tried(job, partial(self._keep_prefix, slot, job.prefix)):
+                ready.remove(job)
+        return ready
+
+    def _generate(self, job: Job) -> None:
+        assert job.slot is not None
+        job.generation = self._runner.start(job.slot, job.sampling, job.seed, job.spoken)
+
+    def _tried(self, job: Job, call: Callable[[], None]) -> bool:
+        """Whether a call on the way to a stream's first step succeeded; what fails is that stream's own failure."""
+        try:
+            call()
         except (EngineBusyError, torch.OutOfMemoryError) as error:
             if not self._make_room():  # else the next tick tries again
                 self._end(job, "error", error)
-            return
+            return False
         except Exception as error:  # noqa: BLE001 - told to this stream; the others go on
             self._failed(job, error)
-            return
-        if job.generation is not None:
-            job.timings["prefill"] = self._clock() - job.begun
-            session = self._sessions[job.session]
-            if job.next_rows is not None:
-                session.target, session.target_prefix, session.target_slot = job.next_rows, job.prefix, None
-            if job.generation.exhausted:  # it may take no step that could end it
-                self._end(job, "length", None)
+            return False
+        return True
 
     def _failed(self, job: Job, error: Exception) -> None:
         """A stream could not be begun. Raises ``error`` where no other could be."""
@@ -557,7 +615,11 @@ class Worker:
             kept = self.pool.acquire()
         except EngineBusyError:
             return
-        kept.copy_from(slot, prefix)
+        try:
+            kept.copy_from(slot, prefix)
+        except EngineBusyError:
+            kept.release()
+            return
         self._prefixes[key] = kept
         while len(self._prefixes) > MAX_PREFIXES:
             _, old = self._prefixes.popitem(last=False)
