@@ -32,9 +32,9 @@ def test_a_prefill_waits_for_who_is_about_to_run_dry_but_not_for_long() -> None:
     for buffered, waits in ((-1.0, False), (-0.05, True), (0.08, True), (0.2, False)):
         plan = scheduler.plan([JobView("plays", 0, False, buffered), JobView("new", 1, True)], background=True)
         assert plan.step == ("plays",)
-        assert (plan.prefill, plan.put_off) == (((), True) if waits else (("new",), False))
+        assert (plan.prefill, plan.put_off) == (((), ("new",)) if waits else (("new",), ()))
     plan = scheduler.plan([JobView("plays", 0, False, 0.08), JobView("new", 1, True, put_off=3)], background=True)
-    assert (plan.prefill, plan.put_off) == (("new",), False)
+    assert (plan.prefill, plan.put_off) == (("new",), ())
 
 
 def test_who_comes_later_does_not_wait_anew_for_all() -> None:
@@ -45,14 +45,19 @@ def test_who_comes_later_does_not_wait_anew_for_all() -> None:
     long = JobView("long", 1, True, put_off=8, rows_left=107)
     short = JobView("short", 2, True, put_off=0, rows_left=44)
     plan = scheduler.plan([plays, long, short], background=False)
-    assert (plan.prefill, plan.put_off) == (("short", "long"), False)
-    assert scheduler.plan([plays, short], background=False).put_off
+    assert (plan.prefill, plan.put_off) == (("short", "long"), ())
+    both = [short, JobView("other", 3, True, rows_left=90)]
+    assert scheduler.plan([plays, *both], background=False).put_off == ("short", "other")
+    on_cpu = Scheduler(scarce_ticks=None, patience=8, ample_s=1.0)  # a prefill takes more than a step there
+    assert on_cpu.plan([plays, long, short], background=False).put_off == ("short",)
 
 
 @pytest.mark.parametrize(("tick_s", "waits"), [(0.0, False), (0.005, False), (0.02, True)])
 def test_who_is_about_to_run_dry_is_told_by_what_a_tick_takes(tick_s: float, waits: bool) -> None:
     jobs = [JobView("plays", 0, False, 0.05), JobView("new", 1, True)]
-    assert Scheduler(scarce_ticks=4.0).plan(jobs, background=False, tick_s=tick_s).put_off is waits
+    assert Scheduler(scarce_ticks=4.0).plan(jobs, background=False, tick_s=tick_s).put_off == (
+        ("new",) if waits else ()
+    )
 
 
 def test_who_still_has_sound_to_play_is_prefilled_after_those_who_have_none() -> None:
@@ -72,11 +77,12 @@ def test_and_not_while_somebody_waits_for_a_first_sound() -> None:
     plan = Scheduler(unhurried_s=1.0).plan
     unheard, goes_on = JobView("unheard", 0, False, -1.0, unheard=True), JobView("goes on", 1, True, 3.0)
     waits = plan([unheard, goes_on], background=True)
-    assert (waits.step, waits.prefill, waits.put_off, waits.background) == (("unheard",), (), False, False)
+    assert (waits.step, waits.prefill, waits.put_off, waits.background) == (("unheard",), (), (), False)
     soon = JobView("soon", 1, True, 0.9)
     assert plan([unheard, soon], background=True).prefill == ("soon",)
     assert plan([unheard, goes_on, soon], background=True).prefill == ("soon",)  # nor does it come along
     assert plan([JobView("plays", 0, False, 0.5), goes_on], background=True).prefill == ("goes on",)
+    assert Scheduler(ample_s=1.0).plan([unheard, goes_on], background=True).prefill == ("goes on",)
 
 
 def test_nobody_waits_for_a_longer_prompt_than_its_own() -> None:

@@ -53,6 +53,7 @@ class CudaGraphed:
         self._left_out.clear()
         self._memory = None
 
+    @torch.inference_mode()  # a tensor that was made in this mode may be written to in it alone
     def __call__(self, which: Sequence[int], device: torch.device) -> Tensor:
         """The function over the lines ``which``. The result is overwritten by the next call with the same bucket."""
         bucket = bucket_of(len(which))

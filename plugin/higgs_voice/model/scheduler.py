@@ -23,7 +23,7 @@ class JobView:
     waiting_s: float = 0.0
     """Audio sent that its consumer has not taken."""
     put_off: int = 0
-    """Ticks in which all prefills were put off while it waited."""
+    """Ticks in which prefills were put off, its own among them: see `Plan.put_off`."""
     rows_left: int = 0
     """Of its prompt, that are not in the cache yet."""
     passed_over: int = 0
@@ -43,8 +43,8 @@ class Plan:
     where several are prefilled together."""
     background: bool
     """Whether one piece may go to what nobody waits for yet."""
-    put_off: bool = False
-    """Whether all prefills wait for this tick."""
+    put_off: tuple[str, ...] = ()
+    """Streams whose `JobView.put_off` goes up, where all prefills wait for this tick."""
 
     @property
     def idle(self) -> bool:
@@ -60,8 +60,10 @@ class Scheduler:
     whose listener still has ample sound of the chunk before comes last, by what is left of it, and not at all while somebody who steps has
     nothing yet. Of the others the one with the fewest rows left is prefilled (shortest remaining time first), so that nobody waits for
     another's long prompt; who was passed over `patience` times has the next piece. In that order they are taken along where several prompts
-    are prefilled together. Where a step takes longer the more streams it has, as on
-    a CPU, who has ample sound lets the others go ahead while one of them has too little.
+    are prefilled together.
+
+    Where a step takes longer the more streams it has, as on a CPU, who has ample sound lets the others go ahead while one of them has too
+    little. Prefills take more than steps there: nobody's is kept for later, and each newcomer waits anew for who is about to run dry.
     """
 
     max_batch: int = 16
@@ -96,11 +98,12 @@ class Scheduler:
         step = ready[: self.max_batch]
         keys = tuple(job.key for job in step)
         unheard = any(job.unheard for job in step)
-        due = [job for job in waiting if not (unheard and self._unhurried(job))]
+        due = [job for job in waiting if ample is not None or not (unheard and self._unhurried(job))]
         if waiting and not due:
             return Plan(keys, (), background=False)
-        if waiting and self._scarce(step, tick_s) and max(job.put_off for job in waiting) < self.patience:
-            return Plan(keys, (), background=False, put_off=True)
+        patient = waiting if ample is None else waiting[:1]
+        if patient and self._scarce(step, tick_s) and max(job.put_off for job in patient) < self.patience:
+            return Plan(keys, (), background=False, put_off=tuple(job.key for job in patient))
         calm = not unheard and all(job.buffered_s >= self.comfortable_s for job in step)
         return Plan(
             step=keys,
@@ -113,7 +116,8 @@ class Scheduler:
 
     def _urgency(self, job: JobView) -> tuple[float, ...]:
         """Of streams that wait for their prefill; the least comes first."""
-        left = job.buffered_s if self._unhurried(job) else 0.0
+        unhurried = self._unhurried(job)
+        left = job.buffered_s if unhurried and self.ample_s is None else float(unhurried)
         return left, job.passed_over < self.patience, job.rows_left, job.order
 
     def _scarce(self, step: Sequence[JobView], tick_s: float) -> bool:

@@ -76,7 +76,7 @@ class Job:
     retries: int = 2
     stopped: bool = False
     put_off: int = 0
-    """Ticks in which all prefills were put off while it waited."""
+    """Ticks in which prefills were put off, its own among them: see `Plan.put_off`."""
     passed_over: int = 0
     """Pieces of prefill that went to others since its own last one."""
     alone: bool = False
@@ -296,10 +296,8 @@ class Worker:
             background=background is not None,
             tick_s=self.pace.tick_s(min(len(views), self._scheduler.max_batch)),
         )
-        if plan.put_off:
-            for view in views:
-                if view.prefilling:
-                    running[view.key].put_off += 1
+        for key in plan.put_off:
+            running[key].put_off += 1
         if plan.idle and self._launched is None:
             return False
         began = self._clock()
