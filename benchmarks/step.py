@@ -21,6 +21,7 @@ for one stream, kernel by kernel. ``--partial`` prints a JSON line of what was f
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from dataclasses import asdict
@@ -35,7 +36,7 @@ from common import Place, Spread, emit
 from higgs_voice.config import Sampling
 from higgs_voice.model.loading import Loaded, load, random_model
 from higgs_voice.model.prompt import Rows
-from higgs_voice.model.runner import Generation, Runner, kinds_for
+from higgs_voice.model.runner import Generation, Kernels, Runner, kinds_for
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=1_000_000)
 
@@ -62,9 +63,8 @@ def end(generations: list[Generation]) -> None:
         generation.slot.release()
 
 
-def stepped(runner: Runner, batch: int, rows: int, steps: int, *, ahead: bool) -> tuple[Spread, Spread]:
+def stepped(runner: Runner, generations: list[Generation], steps: int, *, ahead: bool) -> tuple[Spread, Spread]:
     """Milliseconds a step, by the wall clock and of this process' CPU time."""
-    generations = begin(runner, batch, rows)
     for _ in range(4):
         runner.step(generations)
     times: list[float] = []
@@ -84,7 +84,6 @@ def stepped(runner: Runner, batch: int, rows: int, steps: int, *, ahead: bool) -
         last, used = now, busy
     if pending is not None:
         pending.results()
-    end(generations)
     return Spread.of(times), Spread.of(work)
 
 
@@ -170,8 +169,9 @@ def check(loaded: Loaded, *, batch: int = 3, steps: int = 24) -> dict[str, float
     return found | other
 
 
-def profile(runner: Runner, rows: int, steps: int = 20) -> list[dict[str, float | str]]:
+def profile(runner: Runner, kind: Kernels, rows: int, steps: int = 20) -> list[dict[str, float | str]]:
     """Of each kernel in a step for one stream: how often it is launched, and its microseconds in all, the most first."""
+    runner.choose(kind)
     generations = begin(runner, 1, rows)
     for _ in range(4):
         runner.step(generations)
@@ -242,10 +242,10 @@ def main() -> None:
         print("check", json.dumps(result["check"]))
     graphs = False if options.eager else None
     on_gpu = loaded.device.type == "cuda"
-    kinds = ("plain",) if options.eager else kinds_for(loaded.dtype, loaded.device)
-    rows = max(options.batches) * (max(options.contexts) + options.steps + 256) + 1024
-    runners = {kind: Runner(loaded, max_rows=rows, graphs=graphs, kernels=kind) for kind in kinds}
-    runner = runners["plain"]
+    kinds: tuple[Kernels, ...] = ("plain",) if options.eager else kinds_for(loaded.dtype, loaded.device)
+    more = 2 * len(kinds) * (options.steps + 8) + 64  # rows that the steps of a context are, and its last page
+    gc.collect()  # the checks' runners have contexts and weights of their own
+    runner = Runner(loaded, max_rows=max(options.batches) * (max(options.contexts) + more) + 1024, graphs=graphs)
     rate = bandwidth(runner.device)
     print(f"{loaded.name}, {loaded.dtype}, on {loaded.device}; copies at {rate / 1e9:.0f} GB/s\n")
     print(
@@ -255,10 +255,16 @@ def main() -> None:
     )
     table: list[dict[str, Any]] = []
     result |= {"bandwidth_gb_s": rate / 1e9, "steps": table}
-    for batch, rows, (kind, each) in product(options.batches, options.contexts, runners.items()):
-        alone, work = stepped(each, batch, rows, options.steps, ahead=False)
-        ahead = stepped(each, batch, rows, options.steps, ahead=True)[0] if on_gpu else None
-        floor = step_bytes(each, batch, rows) / rate * 1e3
+    generations: list[Generation] = []
+    for batch, rows, kind in product(options.batches, options.contexts, kinds):
+        if kind == kinds[0]:
+            end(generations)
+            generations = begin(runner, batch, rows)
+        if on_gpu:
+            runner.choose(kind)
+        alone, work = stepped(runner, generations, options.steps, ahead=False)
+        ahead = stepped(runner, generations, options.steps, ahead=True)[0] if on_gpu else None
+        floor = step_bytes(runner, batch, rows) / rate * 1e3
         late = f"{ahead.p50:9.2f} {ahead.p95:6.2f}  " if ahead else ""
         print(
             f"{batch:5}  {rows:7}  {kind:10}  {alone.p50:9.2f} {alone.p95:6.2f}  {work.p50:7.2f}  {late}{floor:5.2f}",
@@ -275,8 +281,9 @@ def main() -> None:
         table.append(row | ({"ahead_ms": asdict(ahead)} if ahead else {}))
         if options.partial:
             print(emit("step", place, {"partial": True, **result}), flush=True)
+    end(generations)
     if options.profile and on_gpu:
-        result["profile"] = {kind: profile(each, options.contexts[0])[:16] for kind, each in runners.items()}
+        result["profile"] = {kind: profile(runner, kind, options.contexts[0])[:16] for kind in kinds}
         for kind, kernels in result["profile"].items():
             print(f"\n{kind}: kernel, launches, microseconds of a step")
             print("\n".join(f"{each['us']:9.1f} {each['count']:6.1f}  {each['kernel']}" for each in kernels))

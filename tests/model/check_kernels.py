@@ -213,7 +213,7 @@ def packed(device: str) -> None:
         for slot in slots:
             pages = torch.tensor(pool._pages[slot.index], device=device)
             found[-1] += [part.cpu() for layer in range(2) for part in pool._gathered(layer, pages, slot.length)]
-    print(max(((one - two).abs().max() / two.abs().max()).item() for one, two in zip(*found, strict=True)))
+    say(max(((one - two).abs().max() / two.abs().max()).item() for one, two in zip(*found, strict=True)))
 
 
 @torch.inference_mode()

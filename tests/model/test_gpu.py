@@ -315,7 +315,8 @@ def test_one_kind_that_is_wrong_leaves_the_other(nano: Loaded, monkeypatch: pyte
     ("dtype", "device", "capability", "kinds"),
     [
         (torch.bfloat16, GPU, (9, 0), ("plain", "fused", "overlapped")),
-        (torch.float16, GPU, (8, 6), ("plain", "fused")),
+        (torch.bfloat16, GPU, (8, 6), ("plain", "fused")),
+        (torch.float16, GPU, (9, 0), ("plain",)),
         (torch.float32, GPU, (9, 0), ("plain",)),
         (torch.bfloat16, CPU, (0, 0), ("plain",)),
     ],
@@ -330,6 +331,7 @@ def test_which_kernels_are_tried(
     """A model in float32 has its tokens alike in every way of running it, and takes no other ones."""
     pytest.importorskip("triton", reason="Triton has no build for this platform")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
     assert runner_module.kinds_for(dtype, device) == kinds
 
 

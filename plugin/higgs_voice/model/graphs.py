@@ -13,6 +13,9 @@ from ..captured import bucket_of, capture, sent
 
 log = logging.getLogger("higgs_voice.graphs")
 
+OTHERS_UP_TO = 16
+"""Streams in a batch up to which other kernels are tried: those there are read what they multiply by once for few rows, and more often for
+more."""
 QUICKER = 0.97
 """Share of the first function's time that another one takes at most, to be taken: two measurements of one graph differ by as much."""
 
@@ -83,17 +86,20 @@ class CudaGraphed:
     def _capture(self, bucket: int, device: torch.device) -> None:
         lines = torch.full((bucket,), self._padding, dtype=torch.int64, device=device)
         graph, out = self._captured(self._function, lines)
-        took = took_first = timed(graph, device) if self.others else 0.0
-        for other in list(self.others):
+        others = list(self.others) if bucket <= OTHERS_UP_TO else []
+        took = took_first = timed(graph, device) if others else 0.0
+        for other in others:
             try:
                 found = self._captured(other, lines)
+            except torch.OutOfMemoryError:
+                continue  # there may be room for it with another batch size
             except Exception:
                 log.warning("a step by other kernels is left out: they do not run here", exc_info=True)
                 self.others.remove(other)
                 continue
             if (seconds := timed(found[0], device)) < min(took, QUICKER * took_first):
                 (graph, out), took = found, seconds
-        if self.others:
+        if others:
             log.info("a step for %d streams: %.3f ms, %.3f by the first kernels", bucket, took * 1e3, took_first * 1e3)
         self._graphs[bucket] = (graph, lines, out)
         self._filled[bucket] = (self._padding,) * bucket
@@ -109,8 +115,8 @@ class CudaGraphed:
 
 def timed(graph: torch.cuda.CUDAGraph, device: torch.device) -> float:
     """Seconds that a graph takes, at best: others may use the device meanwhile."""
-    stream, repeats, best = torch.cuda.current_stream(device), 10, float("inf")
-    for _ in range(5):
+    stream, repeats, best = torch.cuda.current_stream(device), 5, float("inf")
+    for _ in range(3):
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record(stream)
         for _ in range(repeats):

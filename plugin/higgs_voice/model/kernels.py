@@ -261,8 +261,11 @@ def _launched(ahead: bool) -> dict[str, bool]:
 
 
 def can_overlap(device: torch.device) -> bool:
-    """Whether a GPU begins a kernel before the one before it has ended (programmatic dependent launch, since Hopper)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether a GPU begins a kernel before the one before it has ended (programmatic dependent launch, since Hopper), in a captured
+    graph too (since CUDA 12.3)."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    return torch._C._cuda_getDriverVersion() >= 12030  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
 def probe(device: torch.device) -> bool:

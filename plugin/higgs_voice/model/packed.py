@@ -24,6 +24,16 @@ PACKS = (16, 32, 64, 128)
 """Rows of a prefill that are captured; fewer are padded to the next one."""
 
 
+MOST_READ = 128 * 2048
+"""Rows of context that a packed prefill reads at most, over all of its rows: each reads its whole context by itself. Beyond it, launches cost
+less than that."""
+
+
+def reading(past: int, rows: int) -> int:
+    """Rows of context that so many rows behind a past read, each by itself."""
+    return rows * (past + rows)
+
+
 def table_of(lines: ArrayLike, positions: ArrayLike, rows: Rows) -> NDArray[np.int64]:
     """The table of ``rows``, each with its line and position [R]."""
     tokens = np.where(rows.audio, 0, rows.tokens)  # a placeholder may be no token of the model's

@@ -26,11 +26,11 @@ from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter, begun_delay
 from .forward import Forward
-from .graphs import CudaGraphed
+from .graphs import OTHERS_UP_TO, CudaGraphed
 from .kv import PAGE, Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .linear import FEW_ROWS, STEP_ROWS
 from .loading import Loaded
-from .packed import PACKS, RowsGraphed, any_rows, apart, table_of, tolerance
+from .packed import MOST_READ, PACKS, RowsGraphed, any_rows, apart, reading, table_of, tolerance
 from .prompt import PromptBuilder, Rows
 from .sampling import BLOCK, Lines, Sampler, uniforms
 from .toolchain import check_kernels
@@ -154,7 +154,7 @@ class Runner:
         """``max_rows``: rows of context that the pool may hold in all; None takes what suits the device. ``kv_dtype``: see
         `pick_kv_dtype`. ``paged`` and ``graphs``: pages of keys and values, and captured steps; None is yes on a GPU and no on a
         CPU, where ``graphs`` runs what would be captured. ``kernels``: of captured steps, see `Kernels`; None is whichever are
-        quickest for a batch size on this device, for a model in half precision, and ``plain`` for one in float32."""
+        quickest for a batch size on this device, for a model in bfloat16, and ``plain`` for any other."""
         self.loaded = loaded
         config: Any = loaded.model.config
         on_gpu = loaded.device.type == "cuda"
@@ -187,13 +187,9 @@ class Runner:
         self.pool: KvPool
         if paged:
             pages = self.pool = PagedPool(shape, max_rows=rows, max_slots=max_slots, max_positions=limit)
+            self._graphing = on_gpu and graphs is not False
             if on_gpu or graphs:
-                kinds = (kernels,) if kernels is not None else kinds_for(loaded.dtype, loaded.device)
-                self._graphed = CudaGraphed(
-                    *(partial(self._step_captured, pages, kind) for kind in kinds),
-                    padding=max_slots,
-                    disable=graphs is False or not on_gpu,
-                )
+                self.choose(*((kernels,) if kernels is not None else kinds_for(loaded.dtype, loaded.device)))
             if graphs or (on_gpu and graphs is None):
                 nobody = table_of([pages.padding], [0], Rows.of_text([0], config.num_codebooks))[:, 0]
                 self._packed = RowsGraphed(partial(self._prefill_captured, pages), padding=nobody, disable=not on_gpu)
@@ -211,6 +207,17 @@ class Runner:
         more."""
         self._graphed = self._packed = None
         self.pool.close()
+
+    def choose(self, *kernels: Kernels) -> None:
+        """Step by these kernels, where steps are captured: by whichever is quickest for a batch size. Those captured before are
+        forgotten."""
+        pages = self.pool
+        assert isinstance(pages, PagedPool)
+        self._graphed = CudaGraphed(
+            *(partial(self._step_captured, pages, kind) for kind in kernels),
+            padding=pages.padding,
+            disable=not self._graphing,
+        )
 
     @property
     def packed(self) -> int:
@@ -232,9 +239,11 @@ class Runner:
         return True
 
     def prefill_together(self, slots: Sequence[KvSlot], rows: Sequence[Rows]) -> None:
-        """Append to each slot rows of its own, for which it has room reserved: all at once where they are no more than `packed`, one
-        slot after another else. When it fails, a slot holds its rows or none of them."""
-        if sum(map(len, rows)) > self.packed or self._prefill_packed(slots, rows) is None:
+        """Append to each slot rows of its own, for which it has room reserved: all at once where they are no more than `packed` and read no
+        more than `MOST_READ`, one slot after another else. When it fails, a slot holds its rows or none of them."""
+        work = sum(reading(slot.length, len(part)) for slot, part in zip(slots, rows, strict=True))
+        few = sum(map(len, rows)) <= self.packed and work <= MOST_READ
+        if not few or self._prefill_packed(slots, rows) is None:
             for slot, part in zip(slots, rows, strict=True):
                 self._prefill(slot, part)
 
@@ -411,7 +420,7 @@ class Runner:
         for other in list(graphed.others):
             kernels = cast("partial[Tensor]", other).args[1]
             try:
-                error = max(self.fused_error(rows, ahead=kernels == "overlapped") for rows in (1, 32, FEW_ROWS))
+                error = max(self.fused_error(rows, ahead=kernels == "overlapped") for rows in (1, OTHERS_UP_TO))
             except Exception:
                 log.warning(
                     "%s steps cannot be had here; the engine goes on without them, slower", kernels, exc_info=True
@@ -424,12 +433,14 @@ class Runner:
 
     @torch.inference_mode()
     def fused_error(self, rows: int = 1, *, ahead: bool = False) -> float:
-        """Largest difference between the logits of a fused and of a plain step behind some hundred rows of context, in standard
-        deviations; in a batch of so many rows, the others being nobody's. For a pool of pages."""
+        """Largest difference between the logits of a fused and of a plain step behind a thousand rows of context, in standard
+        deviations; in a batch of so many rows, the others being nobody's, which are compared too. For a pool of pages."""
         pages, slot = self.pool, self.pool.acquire()
         assert isinstance(pages, PagedPool)
         try:
-            self.prefill(slot, Rows.of_text([0] * 100, self.num_codebooks))
+            # Enough for a program to read several pages, where there is room.
+            count = min(1100, pages.free_rows - PAGE, pages.max_positions - 1)
+            self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks))
             slot.reserve(slot.length + 1)
             lines = torch.full((rows,), self._padding, device=self.device)
             positions = torch.zeros_like(lines)
@@ -438,7 +449,7 @@ class Runner:
             plain = self.forward.decode(codes, positions, pages.decode_lines(lines, positions))
             attend = pages.decode_lines(lines, positions, fused=True, ahead=ahead)
             fused = self.forward.decode_fused(codes, positions, attend, ahead)
-            return float(((fused[0] - plain[0]).abs().max() / plain[0].std()).item())
+            return float(((fused - plain).abs().max() / plain.std()).item())
         finally:
             slot.release()
 
@@ -528,7 +539,7 @@ class Runner:
 
 def kinds_for(dtype: torch.dtype, device: torch.device) -> tuple[Kernels, ...]:
     """Which kernels may be tried for captured steps, the first ones those that always run."""
-    if dtype.itemsize != 2 or device.type != "cuda":
+    if dtype != torch.bfloat16 or device.type != "cuda":
         return ("plain",)
     from . import kernels
 

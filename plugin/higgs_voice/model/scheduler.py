@@ -59,7 +59,7 @@ class Scheduler:
     one of them is about to run dry, as each is just after its first sound, all prefills wait, but not for long. Of several that wait,
     whose listener still has ample sound of the chunk before comes last, by what is left of it, and not at all while somebody who steps has
     nothing yet. Of the others the one with the fewest rows left is prefilled (shortest remaining time first), so that nobody waits for
-    another's long prompt; who was passed over `patience` times has the next piece. In that order they are taken along where several prompts
+    another's long prompt; who was passed over `patience` times, and of these who was most often, has the next piece. In that order they are taken along where several prompts
     are prefilled together.
 
     Where a step takes longer the more streams it has, as on a CPU, who has ample sound lets the others go ahead while one of them has too
@@ -101,7 +101,7 @@ class Scheduler:
         due = [job for job in waiting if ample is not None or not (unheard and self._unhurried(job))]
         if waiting and not due:
             return Plan(keys, (), background=False)
-        patient = waiting if ample is None else waiting[:1]
+        patient = due if ample is None else due[:1]
         if patient and self._scarce(step, tick_s) and max(job.put_off for job in patient) < self.patience:
             return Plan(keys, (), background=False, put_off=tuple(job.key for job in patient))
         calm = not unheard and all(job.buffered_s >= self.comfortable_s for job in step)
@@ -118,7 +118,8 @@ class Scheduler:
         """Of streams that wait for their prefill; the least comes first."""
         unhurried = self._unhurried(job)
         left = job.buffered_s if unhurried and self.ample_s is None else float(unhurried)
-        return left, job.passed_over < self.patience, job.rows_left, job.order
+        overdue = job.passed_over if job.passed_over >= self.patience else 0
+        return left, -overdue, job.rows_left, job.order
 
     def _scarce(self, step: Sequence[JobView], tick_s: float) -> bool:
         """Whether somebody who steps is about to run dry."""

@@ -28,6 +28,7 @@ from ..audio import FRAME_RATE
 from ..config import Sampling
 from ..errors import EngineBusyError, EngineClosedError, EngineDiedError, EngineError, NoAudioError, RunawayError
 from .kv import KvSlot
+from .packed import MOST_READ, reading
 from .prompt import Rows
 from .runner import Generation, PendingStep, Runner, StepResult
 from .scheduler import JobView, Pace, Scheduler
@@ -347,11 +348,12 @@ class Worker:
         chosen, most = waiting[:1], self._runner.packed
         if not chosen or not most or chosen[0].alone:
             return chosen
-        room = most - chosen[0].rows_left
+        room, left = most - chosen[0].rows_left, MOST_READ - _reading(chosen[0])
         for job in waiting[1:]:
-            if not job.alone and job.rows_left <= room:
+            if not job.alone and job.rows_left <= room and _reading(job) <= left:
                 chosen.append(job)
                 room -= job.rows_left
+                left -= _reading(job)
         return chosen
 
     def _prefill(self, jobs: list[Job]) -> None:
@@ -710,6 +712,11 @@ class Worker:
         for slot in self._prefixes.values():
             self.pool.release(slot)
         self._prefixes.clear()
+
+
+def _reading(job: Job) -> int:
+    """Rows of context that a job's prefill reads, where it is packed."""
+    return reading(len(job.rows) - job.rows_left, job.rows_left)
 
 
 def _digest(rows: Rows) -> bytes:
