@@ -350,3 +350,34 @@ def test_more_rows_than_the_kernels_take_are_stepped_as_ever(nano: Loaded, monke
     for rows in (FEW_ROWS, FEW_ROWS + 1):
         runner._step_captured(pages, "overlapped", torch.full((rows,), 80))
     assert [len(given) for given in taken] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "driver", "can"),
+    [(GPU, (9, 0), 13000, True), (GPU, (9, 0), 12020, False), (GPU, (8, 9), 13000, False), (CPU, (9, 0), 13000, False)],
+)
+def test_who_begins_a_kernel_before_the_last_has_ended(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, capability: tuple[int, int], driver: int, can: bool
+) -> None:
+    kernels = pytest.importorskip("higgs_voice.model.kernels", reason="Triton has no build for this platform")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    assert kernels.can_overlap(device) is can
+
+
+@pytest.mark.parametrize(("wrong", "found"), [(None, 0.0), (0, 1.0), (2, 1.0)])
+def test_every_row_of_a_fused_step_is_looked_at(
+    nano: Loaded, monkeypatch: pytest.MonkeyPatch, wrong: int | None, found: float
+) -> None:
+    """Those of nobody's too: a fault of a tile may be in any."""
+    runner = Runner(nano, max_rows=1024, max_slots=2, paged=True, graphs=True)
+    plain = torch.randn(3, 8, 66, generator=torch.Generator().manual_seed(0))
+    fused = plain.clone()
+    if wrong is not None:
+        fused[wrong, 3, 5] += plain.std()
+    monkeypatch.setattr(runner.forward, "decode", lambda *_: plain)
+    monkeypatch.setattr(runner.forward, "decode_fused", lambda *_: fused)
+    monkeypatch.setattr(runner.pool, "decode_lines", lambda *_, **__: None)
+    monkeypatch.setattr(runner, "prefill", lambda *_: None)
+    assert runner.fused_error(3) == pytest.approx(found, abs=1e-5)
+    assert runner.pool.slots == 0

@@ -120,3 +120,21 @@ def test_kernels_that_do_not_run_are_left_out(
 def test_one_kind_alone_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch, {})
     assert CudaGraphed(twice, padding=9)([9], CPU).tolist() == [18]
+
+
+def test_many_streams_keep_the_first_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch, {2: 0.002, 3: 0.001})
+    graphed = CudaGraphed(twice, thrice, padding=9)
+    for count, times in ((module.OTHERS_UP_TO, 3), (24, 2)):
+        assert graphed([9] * count, CPU).tolist() == [9 * times] * count
+
+
+def test_kernels_without_memory_are_tried_with_the_next_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(lines: torch.Tensor) -> torch.Tensor:
+        if len(lines) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return lines * 3
+
+    quick(monkeypatch, {2: 0.002, 3: 0.001})
+    graphed = CudaGraphed(twice, full, padding=9)
+    assert (graphed([9], CPU).tolist(), graphed([9, 9], CPU).tolist()) == ([18], [27, 27])

@@ -10,6 +10,7 @@ import torch
 
 from higgs_voice.config import Sampling
 from higgs_voice.model import packed as module
+from higgs_voice.model import runner as runner_module
 from higgs_voice.model.forward import Forward
 from higgs_voice.model.kv import PAGE, KvSlot, PagedPool
 from higgs_voice.model.loading import Loaded
@@ -183,6 +184,18 @@ def test_pieces_of_few_rows_are_packed_and_others_are_not(packing: Runner, monke
     assert slot.length == 558
     packing.close()
     assert packing.packed == 0
+
+
+def test_few_rows_behind_a_long_context_are_not_packed(packing: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would read all of it by itself."""
+    plainly, one = list[int](), packing._prefill
+    monkeypatch.setattr(packing, "_prefill", lambda *given: [plainly.append(len(given[1])), one(*given)][1])
+    monkeypatch.setattr(runner_module, "MOST_READ", 60 * 60)
+    slot = packing.pool.acquire()
+    for _ in range(2):
+        packing.prefill(slot, Rows.of_text([3] * 60, 8))
+    assert plainly == [60]
+    assert slot.length == 120
 
 
 def test_where_it_cannot_be_packed_one_context_is_prefilled_after_another(

@@ -52,6 +52,21 @@ def test_who_comes_later_does_not_wait_anew_for_all() -> None:
     assert on_cpu.plan([plays, long, short], background=False).put_off == ("short",)
 
 
+def test_of_those_passed_over_whoever_was_most_often_comes_first() -> None:
+    """Or a long prompt would wait for as long as short ones keep coming, each of which is overdue by then too."""
+    long = JobView("long", 0, True, rows_left=900, passed_over=20)
+    short = JobView("short", 1, True, rows_left=44, passed_over=9)
+    fresh = JobView("fresh", 2, True, rows_left=40)
+    assert Scheduler(patience=8).plan([fresh, short, long], background=False).prefill == ("long", "short", "fresh")
+
+
+def test_who_can_wait_does_not_use_up_the_patience_of_others() -> None:
+    plan = Scheduler(scarce_ticks=None, unhurried_s=1.0).plan
+    plays, unheard = JobView("plays", 0, False, 0.05), JobView("unheard", 1, False, -1.0, unheard=True)
+    goes_on, begins = JobView("goes on", 2, True, 3.0, put_off=8), JobView("begins", 3, True, -4.0)
+    assert plan([plays, unheard, goes_on, begins], background=False).put_off == ("begins",)
+
+
 @pytest.mark.parametrize(("tick_s", "waits"), [(0.0, False), (0.005, False), (0.02, True)])
 def test_who_is_about_to_run_dry_is_told_by_what_a_tick_takes(tick_s: float, waits: bool) -> None:
     jobs = [JobView("plays", 0, False, 0.05), JobView("new", 1, True)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from higgs_voice.config import Sampling
 from higgs_voice.errors import EngineBusyError, EngineError
+from higgs_voice.model import worker as worker_module
 from higgs_voice.model.kv import KvSlot, PagedPool
 from higgs_voice.model.loading import Loaded
 from higgs_voice.model.prompt import Rows
@@ -147,6 +148,18 @@ def test_a_long_prompt_goes_by_itself_and_is_not_taken_along(desk: Desk) -> None
     desk.ticks(3)
     # What is left of it in the end goes with others, but no more.
     assert desk.prefilled[1:] == [[("long", 256)], [("long", 44), ("other", 50)]]
+
+
+@pytest.mark.parametrize(("most", "together"), [(40 * 40 + 45 * 45, True), (40 * 40 + 45 * 45 - 1, False)])
+def test_those_who_read_too_much_context_are_not_prefilled_together(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, most: int, together: bool
+) -> None:
+    """Each row of a packed prefill reads its whole context by itself."""
+    monkeypatch.setattr(worker_module, "MOST_READ", most)
+    for name, length in (("a", 40), ("b", 45)):
+        desk.submit(name, said(desk, "Yes.", length))
+    desk.ticks(1 if together else 2)
+    assert desk.prefilled == ([[("a", 40), ("b", 45)]] if together else [[("a", 40)], [("b", 45)]])
 
 
 def test_who_has_sound_left_does_not_come_along_while_somebody_waits_for_a_first_one(desk: Desk) -> None:
