@@ -110,6 +110,10 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def _cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
@@ -117,7 +121,7 @@ def _cpu_s() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=lambda text: [int(part) for part in text.split(",")], default=[16, 64, 100])
+    parser.add_argument("--sessions", type=numbers, default=[16, 64, 100])
     parser.add_argument("--step-ms", type=float, default=4.0)
     parser.add_argument("--prefill-ms", type=float, default=5.0, help="of a piece")
     parser.add_argument("--packed", type=int, default=PACKED, help="rows of several contexts at once; 0: one by one")

@@ -22,8 +22,6 @@ log = logging.getLogger("higgs_voice.packed")
 
 PACKS = (16, 32, 64, 128)
 """Rows of a prefill that are captured; fewer are padded to the next one."""
-
-
 MOST_READ = 128 * 2048
 """Rows of context that a packed prefill reads at most, over all of its rows: each reads its whole context by itself. Beyond it, launches cost
 less than that."""
