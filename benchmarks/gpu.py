@@ -68,6 +68,7 @@ STAGES = (
     Stage("kernels-nano", 20, (_CHECK, "4,4,64", "DEVICE")),
     Stage("kernels-int8", 20, (_CHECK, "int8", "DEVICE")),
     Stage("kernels-fused", 20, (_CHECK, "fused", "DEVICE")),
+    Stage("kernels-drawn", 20, (_CHECK, "drawn", "DEVICE")),
     Stage("kernels-packed", 20, (_CHECK, "packed", "DEVICE")),
     Stage("step-nano", 30, _step("1,8,64", "256")),
     Stage(

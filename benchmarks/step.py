@@ -11,10 +11,10 @@ measured first. Then prefill, in pieces as the engine takes them.
                               [--partial] [--out FILE]
 
 ``--random 3b`` has the published model's shapes and random weights: its times are true and its sound is noise. ``--check``, on
-a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32; and the logits of fused steps
-with those of plain ones. On a GPU, for a model in half precision, all kinds of kernels are timed, in turns: `plain` is cuBLAS and torch's
-own with attention over pages, `fused` has norms, gate and residuals within the products, and in `overlapped` each begins while the one before
-ends. ``--profile``: where a GPU's time goes in a step
+a GPU, first compares captured steps with plain ones: rows drawn, in the type that is timed and in float32; and the logits of other kernels'
+steps, and what they draw, with those of plain ones. On a GPU, for a model in bfloat16, all kinds of kernels are timed, in turns: `plain` is
+cuBLAS and torch's own with attention over pages, `drawn` has embedding and sampling in three launches, `fused` norms, gate and residuals
+within the products too, and in `overlapped` each begins while the one before ends. ``--profile``: where a GPU's time goes in a step
 for one stream, kernel by kernel. ``--partial`` prints a JSON line of what was found so far after every row of the table, with ``partial: true``.
 """
 
@@ -151,10 +151,9 @@ def check(loaded: Loaded, *, batch: int = 3, steps: int = 24) -> dict[str, float
     alike = float((one[:width] == other[:width]).all(axis=-1).mean())
     kinds = kinds_for(loaded.dtype, loaded.device)[1:]
     other = {
-        f"{kind}_logits_worst_of_{rows}": captured.fused_error(rows, ahead=kind == "overlapped")
-        for kind in kinds
-        for rows in (1, 16, 64)
+        f"{kind}_logits_worst_of_{rows}": captured.kernels_error(kind, rows) for kind in kinds for rows in (1, 16, 64)
     }
+    other |= {f"{kind}_draws_otherwise": captured.drawn_otherwise(kind) for kind in kinds}
     generations = begin(plain, 1, 150)
     for _ in range(steps):
         plain.step(generations)

@@ -3,12 +3,13 @@
 With `step` for an argument, the largest difference between the logits of the steps that are captured, fused and not, and of the plain one;
 with `int8`, that between products by weights of eight bits and those of the same weights as floats; with `fused`, that between products
 with what stands around them in one launch and the same one after another; with `packed`, that between the keys and values of prefills of
-few rows at once and of the plain ones, of the largest.
+few rows at once and of the plain ones, of the largest; with `drawn`, the share of codes that the drawing kernels draw otherwise than the
+sampler.
 
 Status 1 where that is more than rounding.
 
 Usage: TRITON_INTERPRET=1 python check_kernels.py HEADS_Q,HEADS,DIM
-On a GPU, compiled and captured: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and so int8 cuda, fused cuda, packed cuda
+On a GPU, compiled and captured: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and so int8 cuda, fused cuda, packed cuda, drawn cuda
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import torch
 import triton.runtime.interpreter as interpreter
 
 from higgs_voice.config import Sampling
-from higgs_voice.model import kernels
+from higgs_voice.model import drawing, kernels
 from higgs_voice.model.kv import PAGE, KvShape, KvSlot, PagedPool
 from higgs_voice.model.linear import FEW_ROWS, STEP_ROWS, Int8Linear, Linear
 from higgs_voice.model.loading import load
 from higgs_voice.model.prompt import Rows
-from higgs_voice.model.runner import Runner
+from higgs_voice.model.runner import OTHERWISE, Kernels, Runner
+from higgs_voice.model.sampling import Sampler
 
 WORST = 1e-3
 """A difference in float32 that is no rounding."""
@@ -46,10 +48,10 @@ def mend_interpreter() -> None:
     interpreter._patch_lang_tensor = patched
 
 
-def say(worst: float) -> None:
+def say(worst: float, limit: float = WORST) -> None:
     """The difference; where it is no rounding, the end, with status 1."""
     print(worst)
-    if not worst < WORST:
+    if not worst < limit:
         sys.exit("the kernels compute something else here")
 
 
@@ -101,8 +103,9 @@ def step() -> None:
     nano.model.config.num_hidden_layers = 1
     error, logits = 0.0, list[torch.Tensor]()
     drawn: list[list[list[list[int]]]] = []
-    for paged, fused in ((False, False), (True, False), (True, True)):
-        kind = "fused" if fused else "plain"
+    kinds: tuple[tuple[bool, Kernels], ...] = ((False, "plain"), (True, "plain"), (True, "fused"))
+    for paged, kind in kinds:
+        fused = kind != "plain"
         runner = Runner(nano, max_rows=1024, max_slots=4, paged=paged, graphs=paged, kernels=kind)
         free = runner.pool.free_rows
         runner._packed = None  # `packed` is about it
@@ -116,12 +119,12 @@ def step() -> None:
             generations.append(runner.start(slot, Sampling(), seed))
             slot.reserve(slot.length + 1)
         lines = runner.sampler.gather(torch.tensor([generation.slot.index for generation in generations]))
-        codes, positions = runner.sampler.last(lines)
+        codes, positions = runner.sampler.last(lines.index)
         pool = runner.pool
         slots = [generation.slot for generation in generations]
         if fused:
             assert isinstance(pool, PagedPool)
-            error = runner.fused_error()
+            error = runner.kernels_error(kind)
             rows = runner._step_captured(pool, kind, torch.tensor([slots[0].index, slots[1].index, 4])).tolist()
             assert [rows[:2]] == drawn[0][:1], (rows, drawn)
             continue
@@ -174,6 +177,30 @@ def fused(device: str) -> None:
                 ):
                     worst = max(worst, float(((found - wanted).abs().max() / wanted.abs().max()).item()))
     say(worst)
+
+
+@torch.inference_mode()
+def drawn(device: str) -> None:
+    """Lines of many settings: on a GPU for the published model's codes, else for fewer, and for codebooks that are no power of two. Before
+    it, what the layers take for the rows that lines produced last."""
+    books, codes, steps = (8, 1026, 8) if device == "cuda" else (3, 18, 3)
+    make = partial(Sampler, num_codebooks=books, vocabulary=codes, bos=codes - 2, eos=codes - 1)
+    sampler = make(count=4, device=torch.device(device))
+    for line in range(4):
+        spoken = torch.randint(0, codes - 2, (books, 9), generator=torch.Generator().manual_seed(line)).numpy()
+        sampler.begin(line, Sampling(), spoken[:, :0].T.astype("int16"), 7 * line, spoken.astype("int16"))
+    embedding, cos, sin = (
+        torch.randn(shape, device=device) for shape in ((books * codes, 700), (64, 1, 16), (64, 1, 16))
+    )
+    index = torch.tensor([2, 0, 3], device=device)
+    last, positions = sampler.last(index)
+    x, *tables, where = drawing.start(sampler, index, embedding, cos, sin)
+    offsets = torch.arange(books, device=device) * codes
+    assert torch.allclose(x, embedding[last + offsets].sum(dim=1), atol=1e-5)
+    assert torch.equal(where, positions)
+    assert all(torch.equal(table, whole[positions]) for table, whole in zip(tables, (cos, sin), strict=True))
+    limit = OTHERWISE if device == "cuda" else WORST  # the compiler's exponential function is another one
+    say(drawing.otherwise(make, torch.device(device), steps=steps), limit)
 
 
 @torch.inference_mode()
@@ -242,7 +269,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "step":
         step()
         sys.exit()
-    if sys.argv[1] in ("int8", "fused", "packed"):
-        {"int8": int8, "fused": fused, "packed": packed}[sys.argv[1]](where)
+    if one := {"int8": int8, "fused": fused, "packed": packed, "drawn": drawn}.get(sys.argv[1]):
+        one(where)
         sys.exit()
     main(*map(int, sys.argv[1].split(",")), where)

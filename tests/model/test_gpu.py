@@ -16,17 +16,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from higgs_voice.captured import sent
+from higgs_voice.captured import BUCKETS, sent
 from higgs_voice.config import MAX_RAS_WINDOW, Sampling
 from higgs_voice.errors import DependencyError
 from higgs_voice.model import runner as runner_module
 from higgs_voice.model import sampling, toolchain
-from higgs_voice.model.graphs import CudaGraphed
+from higgs_voice.model.graphs import CudaGraphed, Other
 from higgs_voice.model.kv import KvShape, attention
 from higgs_voice.model.linear import FEW_ROWS
 from higgs_voice.model.loading import Loaded
 from higgs_voice.model.prompt import Rows
-from higgs_voice.model.runner import Runner, default_rows, wait_for
+from higgs_voice.model.runner import FUSED_UP_TO, Runner, default_rows, wait_for
 from higgs_voice.model.sampling import FIRST_WINDOW, Sampler, first_window
 from higgs_voice.model.toolchain import check_kernels
 
@@ -268,54 +268,64 @@ def test_an_engine_without_them_is_not_begun(nano: Loaded, monkeypatch: pytest.M
 # Fused steps
 
 
+def steps(runner: Runner, *kinds: str) -> list[Other]:
+    return [Other(partial(runner._step_captured, cast(Any, runner.pool), cast(Any, kind))) for kind in kinds]
+
+
 @pytest.mark.parametrize(
-    ("found", "kept", "says"),
+    ("found", "otherwise", "kept", "says"),
     [
-        (0.04, True, ""),
-        (0.6, False, "by 0.60 standard deviations"),
-        (float("nan"), False, "by nan standard deviations"),
-        (ValueError("no such instruction"), False, "cannot be had here"),
+        ((0.04, 0.04), 0.004, True, ""),
+        ((0.6, 0.04), 0.0, False, "other logits here, by 0.60 standard deviations"),
+        ((0.04, float("nan")), 0.0, False, "by nan standard deviations"),
+        ((ValueError("no such instruction"),), 0.0, False, "cannot be had here"),
+        ((0.04, 0.04), 0.02, False, "draw other codes here, 2.0 % of them"),
+        ((0.04, 0.04), float("nan"), False, "draw other codes here"),
     ],
 )
-def test_fused_steps_are_looked_at_before_they_are_taken(
+def test_steps_by_other_kernels_are_looked_at_before_they_are_taken(
     nano: Loaded,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    found: float | Exception,
+    found: tuple[float | Exception, ...],
+    otherwise: float,
     kept: bool,
     says: str,
 ) -> None:
-    """Wrong or impossible ones cost nothing but a line in the log."""
-    runner, asked = Runner(nano, max_rows=256, paged=True, graphs=True), list[int]()
+    """In a batch of one and of several. Wrong or impossible ones cost nothing but a line in the log."""
+    runner, asked = Runner(nano, max_rows=256, paged=True, graphs=True), list[tuple[str, int]]()
 
-    def error(rows: int, ahead: bool) -> float:
-        asked.append(rows)
-        if isinstance(found, Exception):
-            raise found
-        return found
+    def error(kernels: str, rows: int) -> float:
+        this = found[len(asked)]
+        asked.append((kernels, rows))
+        if isinstance(this, Exception):
+            raise this
+        return this
 
-    monkeypatch.setattr(runner, "fused_error", error)
-    steps = [partial(runner._step_captured, cast(Any, runner.pool), kind) for kind in ("plain", "fused")]
-    graphed = CudaGraphed(*steps, padding=0)
-    runner._look_at_fused(graphed)
-    assert (len(graphed.others), asked[0]) == (int(kept), 1)
+    monkeypatch.setattr(runner, "kernels_error", error)
+    monkeypatch.setattr(runner, "drawn_otherwise", lambda kernels: otherwise)
+    graphed = CudaGraphed(partial(runner._step_captured, cast(Any, runner.pool), "plain"), padding=0)
+    graphed.others += steps(runner, "fused")
+    runner._look_at_others(graphed)
+    assert (len(graphed.others), asked) == (int(kept), [("fused", 1), ("fused", FUSED_UP_TO)][: len(found)])
     assert says in caplog.text
 
 
-def test_one_kind_that_is_wrong_leaves_the_other(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_kind_that_is_wrong_leaves_the_others(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(nano, max_rows=256, paged=True, graphs=True)
-    monkeypatch.setattr(runner, "fused_error", lambda rows, ahead: 9.0 if ahead else 0.01)
-    steps = [partial(runner._step_captured, cast(Any, runner.pool), kind) for kind in ("plain", "fused", "overlapped")]
-    graphed = CudaGraphed(*steps, padding=0)
-    runner._look_at_fused(graphed)
-    assert graphed.others == steps[1:2]
+    monkeypatch.setattr(runner, "kernels_error", lambda kernels, rows: 9.0 if kernels == "fused" else 0.01)
+    monkeypatch.setattr(runner, "drawn_otherwise", lambda kernels: 0.0)
+    drawn, fused, overlapped = steps(runner, "drawn", "fused", "overlapped")
+    graphed = CudaGraphed(drawn.function, drawn, fused, overlapped, padding=0)
+    runner._look_at_others(graphed)
+    assert graphed.others == [drawn, overlapped]
 
 
 @pytest.mark.parametrize(
     ("dtype", "device", "capability", "kinds"),
     [
-        (torch.bfloat16, GPU, (9, 0), ("plain", "fused", "overlapped")),
-        (torch.bfloat16, GPU, (8, 6), ("plain", "fused")),
+        (torch.bfloat16, GPU, (9, 0), ("plain", "drawn", "fused", "overlapped")),
+        (torch.bfloat16, GPU, (8, 6), ("plain", "drawn", "fused")),
         (torch.float16, GPU, (9, 0), ("plain",)),
         (torch.float32, GPU, (9, 0), ("plain",)),
         (torch.bfloat16, CPU, (0, 0), ("plain",)),
@@ -343,13 +353,39 @@ def test_kernels_that_are_named_are_taken(nano: Loaded) -> None:
     assert cast("partial[Any]", graphed._function).args[1] == "fused"
 
 
-def test_more_rows_than_the_kernels_take_are_stepped_as_ever(nano: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, taken = Runner(nano, max_rows=256, max_slots=80, paged=True, graphs=True), list[Any]()
-    monkeypatch.setattr(runner, "_step", lambda *given: [taken.append(given), torch.zeros(1)][1])
+def test_kernels_are_tried_for_as_many_streams_as_they_are_good_for(nano: Loaded) -> None:
+    runner = Runner(nano, max_rows=256, paged=True, graphs=True)
+    runner.choose("plain", "drawn", "fused", "overlapped")
+    graphed = runner._graphed
+    assert graphed is not None
+    assert [other.up_to for other in graphed.others] == [BUCKETS[-1], FUSED_UP_TO, FUSED_UP_TO]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "taken"),
+    [
+        ("drawn", 2, ("embedded", False)),
+        ("fused", 2, ("fused", False)),
+        ("overlapped", FEW_ROWS, ("fused", True)),
+        ("overlapped", FEW_ROWS + 1, ("embedded", False)),
+    ],
+)
+def test_a_step_is_by_the_kernels_that_were_named(
+    nano: Loaded, monkeypatch: pytest.MonkeyPatch, kind: Any, rows: int, taken: tuple[str, bool]
+) -> None:
+    """More rows than products by these kernels take are multiplied as ever."""
+    drawing = pytest.importorskip("higgs_voice.model.drawing", reason="Triton has no build for this platform")
+    runner, seen = Runner(nano, max_rows=256, max_slots=80, paged=True, graphs=True), list[Any]()
+    index = torch.full((rows,), 80)
+    monkeypatch.setattr(drawing, "start", lambda *_: ("x", "cos", "sin", index))
+    monkeypatch.setattr(drawing, "draw", lambda *given, ahead: [seen.append(ahead), given][1])
+    monkeypatch.setattr(runner.forward, "decode_embedded", lambda *_: "embedded")
+    monkeypatch.setattr(runner.forward, "decode_fused", lambda *given: [seen.append(given[-1]), "fused"][1])
+    monkeypatch.setattr(runner.pool, "decode_lines", lambda *_, **given: seen.append(given.get("ahead", False)))
     pages: Any = runner.pool
-    for rows in (FEW_ROWS, FEW_ROWS + 1):
-        runner._step_captured(pages, "overlapped", torch.full((rows,), 80))
-    assert [len(given) for given in taken] == [3, 2]
+    found: Any = runner._step_captured(pages, kind, index)
+    assert found[1:] == (taken[0], index, runner._padding)
+    assert set(seen) == {taken[1]}
 
 
 @pytest.mark.parametrize(
@@ -366,7 +402,7 @@ def test_who_begins_a_kernel_before_the_last_has_ended(
 
 
 @pytest.mark.parametrize(("wrong", "found"), [(None, 0.0), (0, 1.0), (2, 1.0)])
-def test_every_row_of_a_fused_step_is_looked_at(
+def test_every_row_of_a_step_is_looked_at(
     nano: Loaded, monkeypatch: pytest.MonkeyPatch, wrong: int | None, found: float
 ) -> None:
     """Those of nobody's too: a fault of a tile may be in any."""
@@ -375,9 +411,14 @@ def test_every_row_of_a_fused_step_is_looked_at(
     fused = plain.clone()
     if wrong is not None:
         fused[wrong, 3, 5] += plain.std()
-    monkeypatch.setattr(runner.forward, "decode", lambda *_: plain)
-    monkeypatch.setattr(runner.forward, "decode_fused", lambda *_: fused)
-    monkeypatch.setattr(runner.pool, "decode_lines", lambda *_, **__: None)
+    asked = list[list[int]]()
+
+    def logits(pages: object, kernels: str, index: torch.Tensor) -> torch.Tensor:
+        asked.append(index.tolist())
+        return plain if kernels == "plain" else fused
+
+    monkeypatch.setattr(runner, "_logits", logits)
     monkeypatch.setattr(runner, "prefill", lambda *_: None)
-    assert runner.fused_error(3) == pytest.approx(found, abs=1e-5)
+    assert runner.kernels_error("fused", 3) == pytest.approx(found, abs=1e-5)
+    assert [row[1:] for row in asked] == [[runner._padding] * 2] * 2
     assert runner.pool.slots == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from higgs_voice.model import graphs as module
-from higgs_voice.model.graphs import CudaGraphed
+from higgs_voice.model.graphs import CudaGraphed, Other
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_a_batch_size_takes_the_kernels_that_are_quicker(
 ) -> None:
     """And the first ones where that is not clear, so that two starts do not differ by chance."""
     quick(monkeypatch, {2: 0.002, 3: others})
-    graphed = CudaGraphed(twice, thrice, padding=9)
+    graphed = CudaGraphed(twice, Other(thrice), padding=9)
     assert graphed([9], CPU).tolist() == [9 * taken]
 
 
@@ -110,10 +110,11 @@ def test_kernels_that_do_not_run_are_left_out(
         raise ValueError("no such instruction")
 
     quick(monkeypatch, {2: 0.002, 3: 0.001})
-    graphed = CudaGraphed(twice, broken, thrice, padding=9)
+    works = Other(thrice)
+    graphed = CudaGraphed(twice, Other(broken), works, padding=9)
     assert graphed([9], CPU).tolist() == [27]
     assert graphed([9, 9], CPU).tolist() == [27, 27]
-    assert (calls, graphed.disabled, graphed.others) == ([1], False, [thrice])
+    assert (calls, graphed.disabled, graphed.others) == ([1], False, [works])
     assert "left out" in caplog.text
 
 
@@ -122,10 +123,10 @@ def test_one_kind_alone_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CudaGraphed(twice, padding=9)([9], CPU).tolist() == [18]
 
 
-def test_many_streams_keep_the_first_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_for_few_streams_are_tried_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch, {2: 0.002, 3: 0.001})
-    graphed = CudaGraphed(twice, thrice, padding=9)
-    for count, times in ((module.OTHERS_UP_TO, 3), (24, 2)):
+    graphed = CudaGraphed(twice, Other(thrice, up_to=16), padding=9)
+    for count, times in ((16, 3), (24, 2)):
         assert graphed([9] * count, CPU).tolist() == [9 * times] * count
 
 
@@ -136,5 +137,5 @@ def test_kernels_without_memory_are_tried_with_the_next_batch_size(monkeypatch: 
         return lines * 3
 
     quick(monkeypatch, {2: 0.002, 3: 0.001})
-    graphed = CudaGraphed(twice, full, padding=9)
+    graphed = CudaGraphed(twice, Other(full), padding=9)
     assert (graphed([9], CPU).tolist(), graphed([9, 9], CPU).tolist()) == ([18], [27, 27])

@@ -14,6 +14,7 @@ import pytest
 
 from higgs_voice.model.kv import PAGE
 from higgs_voice.model.linear import FEW_ROWS
+from higgs_voice.model.sampling import BLOCK, EOS_AGE, LAST, NOTHING, POSITION, PRODUCED
 
 CHECK = Path(__file__).with_name("check_kernels.py")
 NO_TRITON = "Triton has no build for this platform"
@@ -21,7 +22,7 @@ CONSUMER_SHARED = 101_376
 """Bytes of shared memory that a program has on a GPU of compute capability 8.6 or 8.9."""
 
 
-@pytest.mark.parametrize("what", ["6,2,32", "step", "int8", "fused", "packed"])
+@pytest.mark.parametrize("what", ["6,2,32", "step", "int8", "fused", "packed", "drawn"])
 def test_kernels_are_their_plain_counterparts(what: str) -> None:
     pytest.importorskip("triton", reason=NO_TRITON)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(CHECK.parents[2] / "plugin")}
@@ -50,7 +51,27 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "eight bits": ("_project", {**EIGHT, "ADD": True}),
     "gate and up of eight bits": ("_project", {**EIGHT, "NORM": True, "GATED": True}),
 }
-OVERLAPPED = ("attend and store", "join", "qkv", "out", "gate and up", "heads", "gate and up of eight bits")
+COLUMNS = {"PRODUCED": PRODUCED, "EOS_AGE": EOS_AGE, "POSITION": POSITION, "LAST": LAST, "NOTHING": NOTHING}
+TABLES = dict.fromkeys(("ints", "ahead", "index", "drawn", "rows", "positions"), "*i64")
+NUMBERS = dict.fromkeys(("width", "H", "V", "nobody", "bos", "eos"), "i32")
+SAMPLER = {**COLUMNS, **TABLES, **NUMBERS, **dict.fromkeys(("logits", "parameters", "uniforms"), "*fp32")}
+SAMPLER |= {"K": 8, "BLOCK": BLOCK, "AHEAD": False, "WINDOW": 256, "SPAN": 256, "CODES": 2048, "MOST": 1024, "FEW": 2}
+KERNELS |= {
+    "start": ("_start", {**SAMPLER, "D": 128, "PART": 512}),
+    "draw": ("_draw", SAMPLER),
+    "finish": ("_finish", {**SAMPLER, "BOOKS": 8, "KEPT": 2048}),
+}
+OVERLAPPED = (
+    "attend and store",
+    "join",
+    "qkv",
+    "out",
+    "gate and up",
+    "heads",
+    "gate and up of eight bits",
+    "draw",
+    "finish",
+)
 OUTPUTS = {"qkv": 5120, "out": 3072, "gate and up": 8192, "heads": 8208}
 """Of the published model's projections."""
 
@@ -69,7 +90,7 @@ def test_kernels_compile_for_gpus(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from higgs_voice.model import kernels
+    from higgs_voice.model import drawing, kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     which, known = KERNELS[name]
@@ -77,7 +98,7 @@ def test_kernels_compile_for_gpus(
         if capability < 90:
             return  # not asked for there
         known = known | {"AHEAD": True}
-    kernel = getattr(kernels, which)
+    kernel = getattr(drawing if name in ("start", "draw", "finish") else kernels, which)
     size = 2 if number == "bf16" else 4
     tiles: list[tuple[dict[str, int], int]] = [({}, kernels.pages_ahead(size))]
     if which == "_project":
@@ -98,7 +119,7 @@ def test_kernels_compile_for_gpus(
         made: Any = triton.compile(
             ASTSource(kernel, signature, constants, attributes),
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": 4, "num_stages": loads, "launch_pdl": ahead},
+            options={"num_warps": 8 if name == "draw" else 4, "num_stages": loads, "launch_pdl": ahead},
         )
         assert made.asm["cubin"]
         assert made.metadata.shared <= CONSUMER_SHARED, tile

@@ -182,7 +182,7 @@ def test_logits_are_the_same_bits_in_every_company(
     def decode(which: list[int]) -> torch.Tensor:
         slots = [generations[index].slot for index in which]
         lines = runner.sampler.gather(torch.tensor([slot.index for slot in slots]))
-        row, positions = runner.sampler.last(lines)
+        row, positions = runner.sampler.last(lines.index)
         return runner.forward.decode(
             row, positions, runner.pool.decode(slots, [slot.length for slot in slots], lines.index, positions)
         )
@@ -384,7 +384,7 @@ def test_four_with_keys_in_bfloat16_speak_as_each_alone(nano: Loaded, codes: Any
     def decode(which: list[int]) -> torch.Tensor:
         slots = [generations[index].slot for index in which]
         lines = runner.sampler.gather(torch.tensor([slot.index for slot in slots]))
-        row, positions = runner.sampler.last(lines)
+        row, positions = runner.sampler.last(lines.index)
         attend = runner.pool.decode(slots, [slot.length for slot in slots], lines.index, positions)
         return runner.forward.decode(row, positions, attend)
 

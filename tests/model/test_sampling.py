@@ -343,7 +343,7 @@ def test_frames_that_are_said_already_stay_as_they_are() -> None:
     sampler = make(1)
     sampler.begin(0, Sampling(temperature=0.0, ras_win_max_num_repeat=1), rows, 6, spoken)
     line = sampler.gather(torch.tensor([0]))
-    assert [tensor.tolist() for tensor in sampler.last(line)] == [[[6, 5, 4, 9]], [6]]
+    assert [tensor.tolist() for tensor in sampler.last(line.index)] == [[[6, 5, 4, 9]], [6]]
     assert sampler.ints[0, -2 * K :].tolist() == [5, 4, 3, 9, 6, 5, 4, 9]  # for repetitions
     logits = torch.zeros(1, K, V)
     logits[..., 20] = 9.0

@@ -190,18 +190,21 @@ class Forward:
                 torch.cat((positions, positions[:1].expand(more))),
             )
         cos, sin = (table.index_select(0, positions) for table in (self.cos, self.sin))
-        x = self._blocks(self._embed_audio(codes), cos, sin, attend, "audio")
-        return self.logits(x)[:rows]
+        return self.decode_embedded(self._embed_audio(codes), cos, sin, attend)[:rows]
 
     @torch.inference_mode()
-    def decode_fused(self, codes: Tensor, positions: Tensor, attend: Attend, ahead: bool = False) -> Tensor:
-        """`decode` in six launches a layer where that takes twelve, for `FEW_ROWS` rows at most, by Triton's kernels.
+    def decode_embedded(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """`decode` from what the layers take: embedded rows [B, H], and the rotary tables at their positions [B, 1, D]."""
+        return self.logits(self._blocks(x, cos, sin, attend, "audio"))
+
+    @torch.inference_mode()
+    def decode_fused(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, ahead: bool = False) -> Tensor:
+        """`decode_embedded` in six launches a layer where that takes twelve, for `FEW_ROWS` rows at most, by Triton's kernels.
 
         The same sums in another order, and fewer of them rounded: a norm's scale, the gate and its product stay in float32. ``ahead``: each
         launch begins while the one before ends, where the GPU can.
         """
-        cos, sin = (table.index_select(0, positions) for table in (self.cos, self.sin))
-        x, eps = self._embed_audio(codes), self.eps
+        eps = self.eps
         for index, layer in enumerate(self.layers):
             ffn = layer.audio
             qkv = layer.qkv.fused(x, norm=ffn.norm_in, eps=eps, ahead=ahead)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..captured import bucket_of, capture, sent
+from ..captured import BUCKETS, bucket_of, capture, sent
 
 log = logging.getLogger("higgs_voice.graphs")
 
-OTHERS_UP_TO = 16
-"""Streams in a batch up to which other kernels are tried: those there are read what they multiply by once for few rows, and more often for
-more."""
 QUICKER = 0.97
 """Share of the first function's time that another one takes at most, to be taken: two measurements of one graph differ by as much."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Other:
+    """A function that does what the first one does by other kernels."""
+
+    function: Callable[[Tensor], Tensor]
+    up_to: int = BUCKETS[-1]
+    """Streams in a batch for which it is tried, at most."""
 
 
 class CudaGraphed:
@@ -28,14 +35,14 @@ class CudaGraphed:
     bucket, the function is simply called. So it is, with a warning, from the first time that a capture fails or that a
     graph draws something else than the function; and for a bucket that had no memory when it was to be captured.
 
-    ``others`` do the same by other kernels, and raise where they cannot: a bucket takes whichever is quickest on this device, the first one
+    ``others`` raise where they cannot: a bucket takes whichever is quickest on this device, the first one
     unless another takes less than `QUICKER` of its time.
     """
 
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
-        *others: Callable[[Tensor], Tensor],
+        *others: Other,
         padding: int,
         disable: bool = False,
     ) -> None:
@@ -86,11 +93,11 @@ class CudaGraphed:
     def _capture(self, bucket: int, device: torch.device) -> None:
         lines = torch.full((bucket,), self._padding, dtype=torch.int64, device=device)
         graph, out = self._captured(self._function, lines)
-        others = list(self.others) if bucket <= OTHERS_UP_TO else []
+        others = [other for other in self.others if bucket <= other.up_to]
         took = took_first = timed(graph, device) if others else 0.0
         for other in others:
             try:
-                found = self._captured(other, lines)
+                found = self._captured(other.function, lines)
             except torch.OutOfMemoryError:
                 continue  # there may be room for it with another batch size
             except Exception:

@@ -26,7 +26,7 @@ from ..config import Sampling
 from ..errors import EngineBusyError
 from .delay import Codes, DelayReverter, begun_delay
 from .forward import Forward
-from .graphs import OTHERS_UP_TO, CudaGraphed
+from .graphs import CudaGraphed, Other
 from .kv import PAGE, Attend, ContiguousPool, KvPool, KvShape, KvSlot, PagedPool, pick_kv_dtype
 from .linear import FEW_ROWS, STEP_ROWS
 from .loading import Loaded
@@ -43,13 +43,16 @@ GPU_PIECE = 256
 """On a GPU, where the host takes as long to launch a piece of few rows as one of many."""
 
 
-Decode = Callable[[Tensor, Tensor, Attend], Tensor]
-"""`Forward.decode`, or what does the same."""
-Kernels = Literal["plain", "fused", "overlapped"]
-"""Of a captured step: the device's own libraries' with attention over pages; `Forward.decode_fused`; or that with each launch beginning while
-the one before ends."""
+Kernels = Literal["plain", "drawn", "fused", "overlapped"]
+"""Of a captured step: the device's own libraries' with attention over pages; that with what is around the layers by `drawing`; and
+`Forward.decode_fused` too; or that with each launch beginning while the one before ends."""
+FUSED_UP_TO = 16
+"""Streams in a batch up to which `fused` and `overlapped` are tried: they read what they multiply by once for few rows, and more often for
+more."""
 FAR = 0.5
-"""Logits of fused steps that differ from plain ones by more, in standard deviations, are wrong and not only rounded otherwise."""
+"""Logits of other steps that differ from plain ones by more, in standard deviations, are wrong and not only rounded otherwise."""
+OTHERWISE = 0.01
+"""Share of codes that `drawing.draw` may draw otherwise than the sampler, as happens next to a border: more is wrong."""
 
 
 @dataclass(slots=True, eq=False)
@@ -213,8 +216,13 @@ class Runner:
         forgotten."""
         pages = self.pool
         assert isinstance(pages, PagedPool)
+        first, *others = kernels
         self._graphed = CudaGraphed(
-            *(partial(self._step_captured, pages, kind) for kind in kernels),
+            partial(self._step_captured, pages, first),
+            *(
+                Other(partial(self._step_captured, pages, kind), BUCKETS[-1] if kind == "drawn" else FUSED_UP_TO)
+                for kind in others
+            ),
             padding=pages.padding,
             disable=not self._graphing,
         )
@@ -378,7 +386,7 @@ class Runner:
         finally:
             slot.release()
         if self._graphed is not None:
-            self._look_at_fused(self._graphed)
+            self._look_at_others(self._graphed)
             for size in BUCKETS:
                 if should_stop():
                     return
@@ -415,25 +423,30 @@ class Runner:
             for slot in slots:
                 slot.release()
 
-    def _look_at_fused(self, graphed: CudaGraphed) -> None:
+    def _look_at_others(self, graphed: CudaGraphed) -> None:
         """Leave steps by other kernels than the plain ones out where they cannot be had, or are wrong."""
         for other in list(graphed.others):
-            kernels = cast("partial[Tensor]", other).args[1]
+            kernels: Kernels = cast("partial[Tensor]", other.function).args[1]
             try:
-                error = max(self.fused_error(rows, ahead=kernels == "overlapped") for rows in (1, OTHERS_UP_TO))
+                errors = [self.kernels_error(kernels, rows) for rows in (1, FUSED_UP_TO)]
+                otherwise = self.drawn_otherwise(kernels)
             except Exception:
                 log.warning(
                     "%s steps cannot be had here; the engine goes on without them, slower", kernels, exc_info=True
                 )
                 graphed.others.remove(other)
                 continue
-            if not error <= FAR:
-                log.warning("%s steps give other logits here, by %.2f standard deviations; left out", kernels, error)
+            far = [error for error in errors if not error <= FAR]
+            if far:
+                log.warning("%s steps give other logits here, by %.2f standard deviations; left out", kernels, far[0])
+            elif not otherwise <= OTHERWISE:
+                log.warning("%s steps draw other codes here, %.1f %% of them; left out", kernels, 100 * otherwise)
+            if far or not otherwise <= OTHERWISE:
                 graphed.others.remove(other)
 
     @torch.inference_mode()
-    def fused_error(self, rows: int = 1, *, ahead: bool = False) -> float:
-        """Largest difference between the logits of a fused and of a plain step behind a thousand rows of context, in standard
+    def kernels_error(self, kernels: Kernels, rows: int = 1) -> float:
+        """Largest difference between the logits of a step by other kernels and of a plain one behind a thousand rows of context, in standard
         deviations; in a batch of so many rows, the others being nobody's, which are compared too. For a pool of pages."""
         pages, slot = self.pool, self.pool.acquire()
         assert isinstance(pages, PagedPool)
@@ -442,16 +455,30 @@ class Runner:
             count = min(1100, pages.free_rows - PAGE, pages.max_positions - 1)
             self.prefill(slot, Rows.of_text([0] * count, self.num_codebooks))
             slot.reserve(slot.length + 1)
-            lines = torch.full((rows,), self._padding, device=self.device)
-            positions = torch.zeros_like(lines)
-            lines[0], positions[0] = slot.index, slot.length
-            codes = torch.full((rows, self.num_codebooks), self.bos, device=self.device)
-            plain = self.forward.decode(codes, positions, pages.decode_lines(lines, positions))
-            attend = pages.decode_lines(lines, positions, fused=True, ahead=ahead)
-            fused = self.forward.decode_fused(codes, positions, attend, ahead)
-            return float(((fused - plain).abs().max() / plain.std()).item())
+            self.sampler.begin(slot.index, Sampling(), np.zeros((0, self.num_codebooks), np.int16), slot.length)
+            index = torch.full((rows,), self._padding, device=self.device)
+            index[0] = slot.index
+            plain, other = (self._logits(pages, kind, index) for kind in ("plain", kernels))
+            return float(((other - plain).abs().max() / plain.std()).item())
         finally:
             slot.release()
+
+    def drawn_otherwise(self, kernels: Kernels) -> float:
+        """Share of codes that a step by other kernels draws otherwise than the sampler, for many settings, from the same logits."""
+        from . import drawing
+
+        sampler = self.sampler
+        return drawing.otherwise(
+            partial(
+                Sampler,
+                num_codebooks=sampler.num_codebooks,
+                vocabulary=sampler.vocabulary,
+                bos=sampler.bos,
+                eos=sampler.eos,
+            ),
+            self.device,
+            ahead=kernels == "overlapped",
+        )
 
     def logits(self, slot: KvSlot) -> Tensor:
         """Logits [K, V] in float32 of the row after a slot's last one, which is computed again."""
@@ -462,24 +489,38 @@ class Runner:
         return self.forward.logits(self._prefill(slot, last)[-1:])[0]
 
     @torch.inference_mode()
-    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend], forward: Decode | None = None) -> Tensor:
+    def _step(self, lines: Lines, decode: Callable[[Tensor, Tensor], Attend]) -> Tensor:
         """The step itself: the rows [B, K] that lines produce next. ``decode`` gives the attention at positions."""
-        codes, positions = self.sampler.last(lines)
-        logits = (forward or self.forward.decode)(codes, positions, decode(lines.index, positions))
+        codes, positions = self.sampler.last(lines.index)
+        logits = self.forward.decode(codes, positions, decode(lines.index, positions))
         return self.sampler.sample(logits, lines)
 
     @torch.inference_mode()
     def _step_captured(self, pages: PagedPool, kernels: Kernels, index: Tensor) -> Tensor:
         """`_step` over static tensors alone, with nothing left out: what is captured."""
-        lines = self.sampler.gather(index)
-        if kernels != "plain" and len(index) <= FEW_ROWS:
-            ahead = kernels == "overlapped"
-            attend = partial(pages.decode_lines, fused=True, ahead=ahead)
-            rows = self._step(lines, attend, partial(self.forward.decode_fused, ahead=ahead))
-        else:
-            rows = self._step(lines, pages.decode_lines)
-        self.sampler.ints[self._padding].copy_(self._begun)
-        return rows
+        if kernels == "plain":
+            rows = self._step(self.sampler.gather(index), pages.decode_lines)
+            self.sampler.ints[self._padding].copy_(self._begun)
+            return rows
+        from . import drawing
+
+        logits = self._logits(pages, kernels, index)
+        return drawing.draw(self.sampler, logits, index, self._padding, ahead=overlaps(kernels, len(index)))
+
+    @torch.inference_mode()
+    def _logits(self, pages: PagedPool, kernels: Kernels, index: Tensor) -> Tensor:
+        """Logits [B, K, V] in float32 of the rows that follow the last ones of lines ``index`` [B]."""
+        if kernels == "plain":
+            codes, positions = self.sampler.last(index)
+            return self.forward.decode(codes, positions, pages.decode_lines(index, positions))
+        from . import drawing
+
+        forward = self.forward
+        x, cos, sin, positions = drawing.start(self.sampler, index, forward.embed_audio, forward.cos, forward.sin)
+        if kernels == "drawn" or len(index) > FEW_ROWS:
+            return forward.decode_embedded(x, cos, sin, pages.decode_lines(index, positions))
+        ahead = overlaps(kernels, len(index))
+        return forward.decode_fused(x, cos, sin, pages.decode_lines(index, positions, fused=True, ahead=ahead), ahead)
 
     @torch.inference_mode()
     def _prefill(self, slot: KvSlot, rows: Rows) -> Tensor:
@@ -543,7 +584,12 @@ def kinds_for(dtype: torch.dtype, device: torch.device) -> tuple[Kernels, ...]:
         return ("plain",)
     from . import kernels
 
-    return ("plain", "fused", "overlapped") if kernels.can_overlap(device) else ("plain", "fused")
+    return ("plain", "drawn", "fused", *(("overlapped",) if kernels.can_overlap(device) else ()))
+
+
+def overlaps(kernels: Kernels, rows: int) -> bool:
+    """Whether the last launches of a step's layers let the next ones begin before they have ended."""
+    return kernels == "overlapped" and rows <= FEW_ROWS
 
 
 def wait_for(device: torch.device) -> None:

@@ -208,9 +208,9 @@ class Sampler:
             repeats=repeats[:, None],
         )
 
-    def last(self, lines: Lines) -> tuple[Tensor, Tensor]:
-        """The rows [B, K] that lines produced last, which are to be fed next, and the positions [B] they stand at."""
-        state = self.ints.index_select(0, lines.index)
+    def last(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows [B, K] that lines ``index`` [B] produced last, which are to be fed next, and the positions [B] they stand at."""
+        state = self.ints.index_select(0, index)
         return state[:, LAST : self.history], state[:, POSITION]
 
     @torch.inference_mode()
