@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,29 @@ CONSUMER_SHARED = 101_376
 """Bytes of shared memory that a program has on a GPU of compute capability 8.6 or 8.9."""
 
 
-@pytest.mark.parametrize("what", ["6,2,32", "step", "int8", "fused", "packed", "drawn"])
-def test_kernels_are_their_plain_counterparts(what: str) -> None:
-    pytest.importorskip("triton", reason=NO_TRITON)
+CHECKS = ("step", "packed", "fused", "drawn", "int8", "6,2,32")
+"""The longest first."""
+
+
+def interpreted(what: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(CHECK.parents[2] / "plugin")}
-    done = subprocess.run([sys.executable, str(CHECK), what], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, str(CHECK), what], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def checks() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """Each in a process of its own, as many at once as there are processors: the interpreter takes its time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {what: pool.submit(interpreted, what) for what in CHECKS}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("what", CHECKS)
+def test_kernels_are_their_plain_counterparts(
+    what: str, checks: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    pytest.importorskip("triton", reason=NO_TRITON)
+    done = checks[what].result()
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 1e-5
 
