@@ -76,7 +76,7 @@ STAGES = (
         30,
         ("-m", "higgs_voice.cli", "say", "Hello there, this is a check.", "--device", "DEVICE", "--out", "OUT/say.wav"),
     ),
-    Stage("step-3b", 80, _step("1,4,16,64", "256,2048", *_3B)),
+    Stage("step-3b", 100, _step("1,4,16,64", "256,2048", *_3B)),
     Stage("latency", 55, _bench("latency", *_3B)),
     Stage("bargein", 55, _bench("bargein", *_3B)),
     Stage(
@@ -86,7 +86,7 @@ STAGES = (
     ),
     Stage("context-last_n", 75, _context("last_n", "0.3")),
     Stage("context-seconds", 75, _context("seconds", "0.3")),
-    Stage("step-3b-int8", 80, _step("1,4,16,64", "256,2048", *_3B, *_INT8)),
+    Stage("step-3b-int8", 100, _step("1,4,16,64", "256,2048", *_3B, *_INT8)),
     Stage("latency-int8", 55, _bench("latency", *_INT8, *_3B)),
     Stage("codec", 25, ("benchmarks/codec.py", "--device", "DEVICE")),
     Stage("latency-nano", 40, _bench("latency")),

@@ -143,7 +143,7 @@ def test_the_figures_are_printed_last_and_say_of_what(
     spread = {"p50": 3.0, "p95": 4.0}
     row = {"batch": 4, "context": 256, "kernels": "plain", "alone_ms": spread, "cpu_ms": spread, "floor_ms": 1.0}
     fused = {**row, "kernels": "fused", "ahead_ms": {"p50": 2.0}}
-    check = {"float32": {"rows_alike": 1.0, "logits_after_decoding_worst": 0.001, "logits_std": 1.0}}
+    check = {"float32": {"fused_as_plain": 1.0, "logits_after_decoding_worst": 0.001, "logits_std": 1.0}}
     step = {"bench": "step", "check": check, "steps": [row, fused], "prefill": [{"rows": 256, "ms": spread}]}
     stages = [
         stage("kernels", "print(0.00001); print('warning: unrelated')"),
@@ -160,7 +160,7 @@ def test_the_figures_are_printed_last_and_say_of_what(
         "stages": {
             "kernels": {"difference": {"largest": 0.00001}},
             "step": {
-                "check in float32": {"rows_alike": 1.0, "logits_after_decoding_worst": 0.001},
+                "check in float32": {"fused_as_plain": 1.0, "logits_after_decoding_worst": 0.001},
                 "step_ms, batch 4, context 256": {
                     "floor": 1.0,
                     "plain alone": 3.0,

@@ -9,7 +9,7 @@ sampler.
 Status 1 where that is more than rounding.
 
 Usage: TRITON_INTERPRET=1 python check_kernels.py HEADS_Q,HEADS,DIM
-On a GPU, compiled and captured: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and so int8 cuda, fused cuda, packed cuda, drawn cuda
+On a GPU, compiled: python check_kernels.py HEADS_Q,HEADS,DIM cuda, and so int8 cuda, fused cuda, packed cuda, drawn cuda
 """
 
 from __future__ import annotations

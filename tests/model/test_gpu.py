@@ -275,7 +275,7 @@ def steps(runner: Runner, *kinds: str) -> list[Other]:
 @pytest.mark.parametrize(
     ("found", "otherwise", "kept", "says"),
     [
-        ((0.04, 0.04), 0.004, True, ""),
+        ((0.04, 0.04), 0.002, True, ""),
         ((0.6, 0.04), 0.0, False, "other logits here, by 0.60 standard deviations"),
         ((0.04, float("nan")), 0.0, False, "by nan standard deviations"),
         ((ValueError("no such instruction"),), 0.0, False, "cannot be had here"),

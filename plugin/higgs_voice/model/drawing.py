@@ -151,7 +151,7 @@ def _draw(  # pyright: ignore[reportUnknownParameterType]
             # What is before each in the order, of all of them.
             before = tl.cumsum(one, 0) - one + tl.sum(tl.where(behind, two[None, :], 0.0), 1)
             first = tl.sum(tl.where(behind, 0.0, one[:, None]), 0) + tl.sum(tl.where(among, two[:, None], 0.0), 0)
-            enough = tl.maximum(top_p, 1.17549435e-38) * (tl.sum(one, 0) + tl.sum(two, 0))
+            enough = tl.maximum(top_p, 1.2e-38) * (tl.sum(one, 0) + tl.sum(two, 0))
             one = tl.where(before < enough, one, 0.0)
             two = tl.where(first < enough, two, 0.0)
             # The last in the order that has no more before it than the uniform number says.
@@ -338,18 +338,22 @@ def otherwise(make: Callable[..., Sampler], device: torch.device, *, ahead: bool
     ours, theirs = (make(count=lines + 1, device=device) for _ in range(2))
     books, codes = ours.num_codebooks, ours.vocabulary
     for line, sampling in enumerate([*settings, Sampling()]):
-        past = rng.integers(0, min(codes, 12), size=(30, books)).astype(np.int16)
+        past = rng.integers(0, min(codes, 8), size=(30, books)).astype(np.int16)
         spoken = rng.integers(0, ours.bos, size=(books, line % 5)).astype(np.int16) if line % 2 else None
         numbers = rng.bit_generator.state
         for sampler in (ours, theirs):
             rng.bit_generator.state = numbers
             sampler.begin(line, sampling, past, 100 + line, spoken)
             sampler.refill(line, rng)
+            if line < nobody and not line % 2:  # as in the middle of a chunk, where repetitions count
+                sampler.ahead[line] = NOTHING
+                stood = rng.integers(0, min(codes, 8), size=sampler.window * books)
+                sampler.ints[line, sampler.history :] = torch.from_numpy(stood).to(device)
     index = torch.tensor([*range(lines), nobody, nobody], device=device)
     kept, wrong = ours.ints[nobody].clone(), 0.0
     for step in range(steps):
         logits = torch.from_numpy(rng.normal(0, 2, size=(lines + 2, books, codes)).astype(np.float32))
-        logits[:, :, :8] += 2.0  # codes that come again
+        logits[:, :, :8] += (2.0, 5.0)[step % 2]  # codes that come again
         logits[:, ::2] = (logits[:, ::2] * 2).round() / 2  # and that are as probable as others
         logits[step::2, :, ours.bos :] += 4.0
         logits[step::5, step % books, ours.eos] += 20.0

@@ -32,7 +32,7 @@ from .linear import FEW_ROWS, STEP_ROWS
 from .loading import Loaded
 from .packed import MOST_READ, PACKS, RowsGraphed, any_rows, apart, reading, table_of, tolerance
 from .prompt import PromptBuilder, Rows
-from .sampling import BLOCK, Lines, Sampler, uniforms
+from .sampling import BLOCK, NOTHING, Lines, Sampler, uniforms
 from .toolchain import check_kernels
 
 log = logging.getLogger("higgs_voice.runner")
@@ -51,7 +51,7 @@ FUSED_UP_TO = 16
 more."""
 FAR = 0.5
 """Logits of other steps that differ from plain ones by more, in standard deviations, are wrong and not only rounded otherwise."""
-OTHERWISE = 0.01
+OTHERWISE = 0.003
 """Share of codes that `drawing.draw` may draw otherwise than the sampler, as happens next to a border: more is wrong."""
 
 
@@ -348,6 +348,7 @@ class Runner:
     def _begin_padding(self) -> None:
         """Set the line that pads a batch. It starts from here in every step, so it always draws the same."""
         self.sampler.begin(self._padding, Sampling(), np.zeros((0, self.num_codebooks), np.int16), 0)
+        self.sampler.ahead[self._padding] = NOTHING  # it draws every code, and so takes as long as others
         self._begun = self.sampler.ints[self._padding].clone()
         self._window = self.sampler.window
 
@@ -580,7 +581,12 @@ class Runner:
 
 def kinds_for(dtype: torch.dtype, device: torch.device) -> tuple[Kernels, ...]:
     """Which kernels may be tried for captured steps, the first ones those that always run."""
-    if dtype != torch.bfloat16 or device.type != "cuda":
+    return kinds_on(device) if dtype == torch.bfloat16 else ("plain",)
+
+
+def kinds_on(device: torch.device) -> tuple[Kernels, ...]:
+    """Which kernels a device runs."""
+    if device.type != "cuda":
         return ("plain",)
     from . import kernels
 
