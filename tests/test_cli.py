@@ -59,8 +59,8 @@ def files() -> dict[str, bytes]:
 def test_say_writes_a_file_and_says_what_it_did() -> None:
     result = call("say", "Hello there, you. This is one voice.", "--model", "fake", "--out", "a.wav", "--json")
     found = last_line(result)
-    assert set(found) == {"ttfa_ms", "audio_s", "rtf", "chunks", "sample_rate"}
-    assert (found["chunks"], found["sample_rate"]) == (2, 24000)
+    assert set(found) == {"ttfa_ms", "audio_s", "rtf", "chunks", "failed_chunks", "sample_rate"}
+    assert (found["chunks"], found["failed_chunks"], found["sample_rate"]) == (2, 0, 24000)
     assert found["ttfa_ms"] > 0
     assert seconds_of(Path("a.wav")) == pytest.approx(found["audio_s"])
     assert len(result.stdout.splitlines()) == 1
@@ -82,8 +82,11 @@ def test_say_reads_standard_input(words: tuple[str, ...]) -> None:
     assert found["chunks"] == 2
 
 
-def test_bytes_that_are_no_text_are_survived() -> None:
-    assert last_line(call("say", "-", "--model", "fake", "--json", stdin=b"Caf\xe9 \xff. Yes.\xc3"))["chunks"] >= 1
+@pytest.mark.parametrize(("text", "said"), [(b"Caf\xe9 \xff. Yes.\xc3", 1), ("Café \ufffd. Yes.".encode(), 0)])
+def test_bytes_that_are_no_text_are_survived_and_said_once(text: bytes, said: int) -> None:
+    result = call("say", "-", "--model", "fake", "--json", stdin=text)
+    assert last_line(result)["chunks"] >= 1
+    assert result.stderr.count("not all UTF-8") == said
 
 
 async def test_standard_input_is_passed_on_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +109,8 @@ def test_where_there_is_nothing_to_say_nothing_is_written(words: tuple[str, ...]
     Path("keep.wav").write_bytes(b"kept")
     for out in ("keep.wav", "new.wav"):
         result = call("say", *words, "--model", "fake", "--out", out, "--json", stdin=b"", code=1)
-        assert last_line(result) == {"ttfa_ms": None, "audio_s": 0.0, "rtf": None, "chunks": 0, "sample_rate": 24000}
+        nothing = {"ttfa_ms": None, "audio_s": 0.0, "rtf": None, "chunks": 0, "failed_chunks": 0}
+        assert last_line(result) == nothing | {"sample_rate": 24000}
         assert result.stderr == "nothing in this text can be said\n"
     call("say", *words, "--model", "fake", stdin=b"", code=1)
     assert files() == {"keep.wav": b"kept"}
@@ -140,6 +144,21 @@ def test_a_text_that_gave_no_sound_is_not_written_either(monkeypatch: pytest.Mon
     result = call("say", "Hello.", "--model", "fake", "--out", "new.wav", code=1)
     assert result.stderr.splitlines()[-1].startswith("higgs-voice: ")
     assert files() == {}
+
+
+def test_chunks_that_broke_off_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from higgs_voice.backends import fake
+    from higgs_voice.conversation.synthesizer import FinishReason
+
+    class Babbling(fake.FakeSynthesizer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(script=lambda asked: FinishReason.RUNAWAY if "one" in asked.text else None, **options)
+
+    monkeypatch.setattr(fake, "FakeSynthesizer", Babbling)
+    text = "Hello there, you. This is one voice."
+    result = call("say", text, "--model", "fake", "--out", "a.wav", "--json")
+    assert (last_line(result)["chunks"], last_line(result)["failed_chunks"]) == (2, 1)
+    assert "1 of them did not end well" in result.stderr
 
 
 def test_a_disk_that_is_full_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +423,7 @@ def program(*words: str) -> list[str]:
 def test_the_program_says_a_stream_on_the_embedded_voice() -> None:
     done = subprocess.run(
         program("say", "-", "--seed", "7", "--out", "a.wav", "--json"),
-        input=b"Yes. I see.",
+        input="Yes. I see. 你好。".encode(),
         capture_output=True,
         timeout=100,
         check=False,
@@ -414,9 +433,11 @@ def test_the_program_says_a_stream_on_the_embedded_voice() -> None:
     assert found["chunks"] >= 1
     assert seconds_of(Path("a.wav")) == pytest.approx(found["audio_s"], abs=1e-3)
     assert found["audio_s"] > 0.3
+    assert done.stderr.decode().count("nano has learned English") == 1
 
 
 async def test_ctrl_c_ends_the_program_while_it_waits_for_text() -> None:
+    """What was said until then is kept."""
     process = await asyncio.create_subprocess_exec(
         *program("say", "-", "--model", "fake"),
         stdin=asyncio.subprocess.PIPE,
@@ -433,7 +454,10 @@ async def test_ctrl_c_ends_the_program_while_it_waits_for_text() -> None:
         said += line
     process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(process.wait(), 20) == 130
-    assert b"Traceback" not in said + await process.stderr.read()
+    said += await process.stderr.read()
+    assert b"Traceback" not in said
+    assert b"wrote out.wav" in said
+    assert seconds_of(Path("out.wav")) > 0.5
 
 
 LOADING = """

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,8 +128,8 @@ def say(
     """Say a text, or a stream as it comes.
 
     Plays through sounddevice or a player that is installed; where there is none, writes out.wav and says so. Progress goes to
-    standard error. With --json the last line of standard output holds ttfa_ms, audio_s, rtf, chunks and sample_rate. Exit 1 if
-    there was nothing to say.
+    standard error. With --json the last line of standard output holds ttfa_ms, audio_s, rtf, chunks, failed_chunks (of them, those
+    that broke off or gave no sound) and sample_rate. Exit 1 if there was nothing to say. Ctrl-C keeps what was said until then.
     """
     if text is None and sys.stdin.isatty():
         raise SettingsError('nothing to say: give a text, or - and a stream: echo "Hello." | higgs-voice say -')
@@ -156,7 +157,7 @@ def _named(voice: str, model: str, folder: Path | None) -> Voice | str:
 
 
 async def _stdin() -> AsyncIterator[str]:
-    """Standard input as it comes, in whatever pieces; bytes that are no UTF-8 become U+FFFD.
+    """Standard input as it comes, in whatever pieces; bytes that are no UTF-8 become U+FFFD, which is said once.
 
     A thread reads, and it is not waited for: Ctrl-C ends the command while a read goes on. It reads the descriptor itself,
     since an interpreter cannot end while somebody holds the lock of its buffered file.
@@ -176,9 +177,21 @@ async def _stdin() -> AsyncIterator[str]:
 
     threading.Thread(target=read, name="standard input", daemon=True).start()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    while data := await pieces.get():
-        yield decoder.decode(data)
-    yield decoder.decode(b"", final=True)
+    said = False
+    while True:
+        data = await pieces.get()
+        text = decoder.decode(data, final=not data)
+        if not said and "\ufffd" in text and b"\xef\xbf\xbd" not in data:
+            _stderr().print("standard input is not all UTF-8; what cannot be read is left out")
+            said = True
+        yield text
+        if not data:
+            return
+
+
+def _latin(text: str) -> bool:
+    """Whether all letters are of the Latin alphabet."""
+    return all(unicodedata.name(letter, "").startswith("LATIN") for letter in text if letter.isalpha())
 
 
 @dataclass(slots=True)
@@ -226,7 +239,12 @@ class Saying:
             if isinstance(voice, str):
                 voice = await find_voice(voice, engine, folder=self.folder)
             async with VoiceSession(engine, voice=voice, settings=settings) as session:
-                await self._speak(session, player)
+                try:
+                    await self._speak(session, player)
+                except asyncio.CancelledError:  # Ctrl-C
+                    if self._audio_s and self.out != STANDARD_OUTPUT:
+                        self._write(player, rate)
+                    raise
         finally:
             await engine.aclose()
         if self._audio_s:
@@ -237,6 +255,7 @@ class Saying:
             "audio_s": round(self._audio_s, 3),
             "rtf": round(busy / self._audio_s, 4) if self._audio_s else None,
             "chunks": len(self._reports),
+            "failed_chunks": len(failed := [report for report in self._reports if report.error is not None]),
             "sample_rate": rate,
         }
         if not self._audio_s:
@@ -245,6 +264,7 @@ class Saying:
             self._console.print(
                 f"{counted(len(self._reports), 'chunk')}, {self._audio_s:.1f} s of sound; first sound after {summary['ttfa_ms']:.0f} ms, "
                 f"generated in {summary['rtf'] or 0:.2f} of its time"
+                + (f"; {len(failed)} of them did not end well" if failed else "")
             )
         return summary
 
@@ -268,6 +288,8 @@ class Saying:
                     )
                     if event.error is not None:
                         self._console.print(f"        {event.error}", markup=False)
+                    if self.model == "nano" and not _latin(event.written):
+                        self._console.print("        nano has learned English: it makes sounds of this, but no words")
             if player is not None:
                 status.update("playing the rest")
                 await player.finish()
