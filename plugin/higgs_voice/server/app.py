@@ -68,6 +68,8 @@ _TRY_LATER = 1013
 _MAX_FRAME = 8 * 2**20
 """Bytes of one websocket message: 30 s of clip are 2.9 MB."""
 _MAX_BODY = 256 * 1024
+_CLOSE_S = 2.5
+"""How long a shutdown waits for what is on its way to connections. uvicorn, which ends what is left with a traceback, waits longer."""
 
 
 class Line:
@@ -117,6 +119,8 @@ class App:
         self.hub = Hub(engine, settings, self.metrics)
         self.voices = self.hub.voices
         self.ready = False
+        self._waiting: set[asyncio.Timeout] = set()
+        """HTTP requests that have no sound yet."""
         self._rate = Bucket(settings.max_requests_per_minute, self.hub.clock)
         self._routes = FastAPI(
             title="higgs-voice", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
@@ -203,12 +207,12 @@ class App:
             raise RefusedError(f"{what} {size} characters; this server takes {self.settings.max_text}")
         if not body.input.strip():
             raise RefusedError("the input is blank")
+        voice = await self.voices.get(body.voice)
         if not self.ready or self.hub.draining:
             self.metrics.refusals.labels("draining" if self.hub.draining else "loading").inc()
             raise EngineClosedError(
                 f"the server {'is shutting down' if self.hub.draining else 'is loading its engine'}; try again"
             )
-        voice = await self.voices.get(body.voice)
         if body.instructions and not voice.speakers:
             voice = Voice.create(
                 name=voice.name, scene=voice.scene, speakers=body.instructions, references=voice.references
@@ -224,19 +228,45 @@ class App:
                 f"more than {self.settings.max_requests_per_minute} requests a minute, the server's limit"
             )
         sound = self._spoken(body, voice)
+        self.hub.http_streams += 1
         try:
-            first = await anext(sound)  # what goes wrong before the first sound still has a status
+            first = await self._first(sound)
+            pieces = encoded(_again(first, sound), body.response_format)
+        except BaseException:
+            self._answered()
+            raise
+        if body.stream_format == "sse":
+            return _Stream(as_events(pieces), "text/event-stream", self.settings.stall_s, self._answered)
+        return _Stream(pieces, FORMATS[body.response_format], self.settings.stall_s, self._answered)
+
+    async def _first(self, sound: AsyncGenerator[bytes]) -> bytes:
+        """The first sound: what goes wrong before it still has a status, also that the server ends."""
+        waiting = asyncio.timeout(None)
+        self._waiting.add(waiting)
+        try:
+            async with waiting:
+                return await anext(sound)
         except StopAsyncIteration:
             raise RefusedError("the input holds nothing that can be spoken") from None
-        pieces = encoded(_again(first, sound), body.response_format)
-        if body.stream_format == "sse":
-            return _Stream(as_events(pieces), "text/event-stream", self.settings.stall_s)
-        return _Stream(pieces, FORMATS[body.response_format], self.settings.stall_s)
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            raise EngineClosedError("the server is shutting down; try again") from None
+        finally:
+            self._waiting.discard(waiting)
+
+    def _answered(self) -> None:
+        self.hub.http_streams -= 1
+        self.hub.note_activity()
+
+    def refuse_waiting(self) -> None:
+        """Answer those who have no sound yet: the server ends."""
+        for waiting in self._waiting:
+            waiting.reschedule(asyncio.get_running_loop().time())
 
     async def _spoken(self, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
         from ..conversation.session import SessionSettings, VoiceSession
 
-        self.hub.http_streams += 1
         settings = SessionSettings(
             sampling=Sampling(seed=body.seed),
             run_ahead_s=2.0,
@@ -257,8 +287,6 @@ class App:
             self.metrics.refusals.labels("capacity").inc()
             raise
         finally:
-            self.hub.http_streams -= 1
-            self.hub.note_activity()
             await session.aclose()
 
     async def websocket(self, socket: WebSocket) -> None:
@@ -384,9 +412,12 @@ def _host(header: str) -> str:
 class _Stream(StreamingResponse):
     """Ends its generator, and with it the speech, when the caller hangs up, or has taken nothing for `stall_s`."""
 
-    def __init__(self, content: AsyncGenerator[bytes], media_type: str, stall_s: float) -> None:
+    def __init__(
+        self, content: AsyncGenerator[bytes], media_type: str, stall_s: float, on_end: Callable[[], None]
+    ) -> None:
         super().__init__(content, media_type=media_type)
         self._stall_s = stall_s
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stalled = False
@@ -407,8 +438,11 @@ class _Stream(StreamingResponse):
             peer = scope["client"][0] if scope.get("client") else None
             telemetry.event(log, "client left", level=logging.WARNING, client=peer, why="stalled")
         finally:
-            if isinstance(self.body_iterator, AsyncGenerator):
-                await self.body_iterator.aclose()
+            try:
+                if isinstance(self.body_iterator, AsyncGenerator):
+                    await self.body_iterator.aclose()
+            finally:
+                self._on_end()
 
 
 class _Websocket(WebSocketsSansIOProtocol):
@@ -426,6 +460,14 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    def hang_up(self, *, on_all: bool) -> None:
+        """Drop the connections whose HTTP answer has begun and is not at its end, or with `on_all` whoever is left. A caller
+        sees that its answer is cut: the end of a chunked body does not come."""
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)  # none: a websocket, or nothing has been asked yet
+            if on_all or (cycle is not None and cycle.response_started and not cycle.response_complete):
+                connection.transport.abort()
 
 
 class Server:
@@ -489,9 +531,14 @@ class Server:
     async def aclose(self) -> None:
         """End every connection and stop listening; idempotent."""
         self._app.ready = False
+        self._app.refuse_waiting()
+        if self._uvicorn is not None:
+            self._uvicorn.hang_up(on_all=False)
         await self._app.hub.aclose()
         if self._uvicorn is not None and self._task is not None:
             self._uvicorn.should_exit = True
+            await asyncio.wait([self._task], timeout=_CLOSE_S)
+            self._uvicorn.hang_up(on_all=True)
             await asyncio.gather(self._task, return_exceptions=True)
         for item in self._sockets:
             item.close()
@@ -536,41 +583,45 @@ async def run(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    server = Server(engine, settings)
     try:
-        starting = loop.create_task(server.start())
-        await _either(starting, first.wait())
-        if starting.cancelled():
-            telemetry.event(log, "stopped", reason="a signal came while the engine was loading")
-            return
-        starting.result()
-        try:
-            if on_ready is not None:
-                on_ready(server)
-            with heap.settled():
-                await _either(first.wait(), server.hub.failed())
-                if not first.is_set() and server.hub.failure is not None:
-                    raise server.hub.failure  # whoever supervises this process starts another one
-                telemetry.event(
-                    log,
-                    "draining",
-                    sessions=server.hub.sessions,
-                    drain_s=settings.drain_s,
-                    second_signal="ends at once",
-                )
-                await _either(server.drain(), second.wait())
-                telemetry.event(
-                    log,
-                    "stopped",
-                    reason="a second signal came" if second.is_set() else server.hub.drained,
-                    sessions=server.hub.sessions,
-                )
-        finally:
-            await server.aclose()
+        stopped = await _run(Server(engine, settings), first, second, on_ready)
     finally:
         await engine.aclose()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    telemetry.event(log, "stopped", **stopped)
+
+
+async def _run(
+    server: Server, first: asyncio.Event, second: asyncio.Event, on_ready: Callable[[Server], None] | None
+) -> dict[str, str | int]:
+    """Serve until the first event and drain until the second; what the log says of how it stopped."""
+    starting = asyncio.get_running_loop().create_task(server.start())
+    await _either(starting, first.wait())
+    if starting.cancelled():
+        return {"reason": "a signal came while the engine was loading"}
+    starting.result()
+    hub = server.hub
+    try:
+        if on_ready is not None:
+            on_ready(server)
+        with heap.settled():
+            await _either(first.wait(), hub.failed())
+            if not first.is_set() and hub.failure is not None:
+                raise hub.failure  # whoever supervises this process starts another one
+            telemetry.event(
+                log,
+                "draining",
+                sessions=hub.sessions,
+                http=hub.http_streams,
+                drain_s=server.settings.drain_s,
+                second_signal="ends at once",
+            )
+            await _either(server.drain(), second.wait())
+            reason = "a second signal came" if second.is_set() else hub.drained
+            return {"reason": reason, "sessions": hub.sessions, "http": hub.http_streams}
+    finally:
+        await server.aclose()
 
 
 async def _either(*works: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
