@@ -594,7 +594,7 @@ async def run(
 
 async def _run(
     server: Server, first: asyncio.Event, second: asyncio.Event, on_ready: Callable[[Server], None] | None
-) -> dict[str, str | int]:
+) -> dict[str, Any]:
     """Serve until the first event and drain until the second; what the log says of how it stopped."""
     starting = asyncio.get_running_loop().create_task(server.start())
     await _either(starting, first.wait())
@@ -644,6 +644,7 @@ def serve(
     token: str | None = None,
     voices: str | Path | None = None,
     engine_options: dict[str, Any] | None = None,
+    on_loading: Callable[[], None] | None = None,
     on_ready: Callable[[Server], None] | None = None,
     **limits: Any,
 ) -> None:
@@ -656,6 +657,8 @@ def serve(
     folder = Path(voices) if voices is not None else None
     settings = ServerSettings(host=host, port=port, token=token, voices=folder, **limits)
     _bind(host, port).close()  # a port that is taken is said before the engine's libraries are loaded
+    if on_loading is not None:
+        on_loading()
     engine = create_backend(model, **(engine_options or {}))
     asyncio.run(run(engine, settings, on_ready=on_ready))
 
