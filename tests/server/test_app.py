@@ -122,7 +122,9 @@ async def test_a_token_from_a_file_with_a_line_feed(caplog: pytest.LogCaptureFix
             await engine.start()
         with caplog.at_level("WARNING", logger="higgs_voice.server"):
             await client.get("/v1/voices", headers={"Authorization": "Bearer open-simsim"})
-        assert [record.getMessage() for record in caplog.records] == ["refused client=127.0.0.1 why=token"]
+        assert [record.getMessage() for record in caplog.records] == [
+            "refused client=127.0.0.1 why=token path=/v1/voices"
+        ]
     with pytest.raises(SettingsError, match="ASCII"):
         ServerSettings(token="schlüssel-12")
 

@@ -132,6 +132,7 @@ class App:
         self._routes.add_api_route("/metrics", self.prometheus, methods=["GET"])
         self._routes.add_api_route("/healthz", self.healthz, methods=["GET"])
         self._routes.add_api_route("/readyz", self.readyz, methods=["GET"])
+        self._paths = {getattr(route, "path", None) for route in self._routes.routes}
         self._routes.add_exception_handler(HiggsVoiceError, self._on_error)  # type: ignore[arg-type]  # pyright: ignore
         self._routes.add_exception_handler(RequestValidationError, self._on_invalid)  # type: ignore[arg-type]  # pyright: ignore
         self._routes.add_exception_handler(HTTPException, self._on_status)  # type: ignore[arg-type]  # pyright: ignore
@@ -154,19 +155,23 @@ class App:
             return 403, f"a server without a token is not reached as {host!r}; use 127.0.0.1"
         return None
 
-    def _note_refusal(self, request: HTTPConnection) -> None:
-        self.metrics.refusals.labels("token").inc()
+    def _refused(self, request: HTTPConnection, why: str) -> None:
+        """Count a refusal and log it, without what was asked for."""
+        self.metrics.refusals.labels(why).inc()
         peer = request.client.host if request.client else None
-        telemetry.event(log, "refused", level=logging.WARNING, client=peer, why="token")
+        telemetry.event(log, "refused", level=logging.WARNING, client=peer, why=why, path=request.url.path)
 
     def _http_refusal(self, request: HTTPConnection) -> Response | None:
-        if request.url.path not in ("/healthz", "/readyz") and (refusal := self._refusal(request)) is not None:
-            self._note_refusal(request)
+        path = request.url.path
+        if path.removesuffix("/") not in self._paths:  # scanners find many such: they count nowhere, and leave no line
+            return _json_error(404, f"{request.scope['method']} {path}: Not Found")
+        if path not in ("/healthz", "/readyz") and (refusal := self._refusal(request)) is not None:
+            self._refused(request, "token")
             return _json_error(*refusal)
         if request.scope["method"] == "POST":
             length = request.headers.get("content-length", "")
             if not length.isdigit() or int(length) > _MAX_BODY:
-                self.metrics.refusals.labels("request").inc()
+                self._refused(request, "request")
                 return _json_error(413, f"a request needs a Content-Length of at most {_MAX_BODY} bytes")
         return None
 
@@ -199,7 +204,7 @@ class App:
         names = await asyncio.to_thread(self.voices.names)
         return {"object": "list", "data": [{"id": name, "object": "voice"} for name in names]}
 
-    async def speech(self, body: SpeechBody) -> Response:
+    async def speech(self, request: Request, body: SpeechBody) -> Response:
         check_speed(body.speed)
         size = len(body.input) + len(body.instructions or "")  # the model reads both before it speaks
         if size > self.settings.max_text:
@@ -209,7 +214,7 @@ class App:
             raise RefusedError("the input is blank")
         voice = await self.voices.get(body.voice)
         if not self.ready or self.hub.draining:
-            self.metrics.refusals.labels("draining" if self.hub.draining else "loading").inc()
+            self._refused(request, "draining" if self.hub.draining else "loading")
             raise EngineClosedError(
                 f"the server {'is shutting down' if self.hub.draining else 'is loading its engine'}; try again"
             )
@@ -218,16 +223,16 @@ class App:
                 name=voice.name, scene=voice.scene, speakers=body.instructions, references=voice.references
             )
         if self.hub.http_streams >= self.settings.max_http_streams:
-            self.metrics.refusals.labels("http").inc()
+            self._refused(request, "http")
             raise EngineBusyError(
                 f"{self.settings.max_http_streams} requests are being spoken, which is the server's limit"
             )
         if not self._rate.take():
-            self.metrics.refusals.labels("rate").inc()
+            self._refused(request, "rate")
             raise EngineBusyError(
                 f"more than {self.settings.max_requests_per_minute} requests a minute, the server's limit"
             )
-        sound = self._spoken(body, voice)
+        sound = self._spoken(request, body, voice)
         self.hub.http_streams += 1
         try:
             first = await self._first(sound)
@@ -264,7 +269,7 @@ class App:
         for waiting in self._waiting:
             waiting.reschedule(asyncio.get_running_loop().time())
 
-    async def _spoken(self, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
+    async def _spoken(self, request: Request, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
         from ..conversation.session import SessionSettings, VoiceSession
 
         settings = SessionSettings(
@@ -284,18 +289,18 @@ class App:
             self.metrics.interruptions.inc()
             raise
         except EngineBusyError:
-            self.metrics.refusals.labels("capacity").inc()
+            self._refused(request, "capacity")
             raise
         finally:
             await session.aclose()
 
     async def websocket(self, socket: WebSocket) -> None:
         if (refusal := self._refusal(socket)) is not None:
-            self._note_refusal(socket)
+            self._refused(socket, "token")
             await socket.send_denial_response(_json_error(*refusal))
             return
         if wire.SUBPROTOCOL not in socket.scope.get("subprotocols", []):
-            self.metrics.refusals.labels("protocol").inc()
+            self._refused(socket, "protocol")
             await socket.send_denial_response(
                 _json_error(400, f"the websocket must ask for subprotocol {wire.SUBPROTOCOL}")
             )
@@ -313,7 +318,7 @@ class App:
         except (ProtocolError, RefusedError, EngineBusyError) as error:
             for_good = True
             if isinstance(error, ProtocolError):
-                self.metrics.refusals.labels("protocol").inc()
+                self._refused(socket, "protocol")
             line.send(wire.dump(wire.Refusal(failure=failure(error))))
             line.close(wire.CLOSE_PROTOCOL if isinstance(error, ProtocolError) else wire.CLOSE_REFUSED, _brief(error))
             with contextlib.suppress(TimeoutError):
@@ -325,12 +330,12 @@ class App:
             if client is not None:
                 self.hub.leave(client, line, for_good=for_good)
 
-    async def _on_error(self, _: Request, error: HiggsVoiceError) -> Response:
+    async def _on_error(self, request: Request, error: HiggsVoiceError) -> Response:
         match error:
             case EngineBusyError():  # counted where it came from
                 return _json_error(429, str(error), "rate_limit_error")
             case RefusedError() | VoiceError() | SettingsError():
-                self.metrics.refusals.labels("request").inc()
+                self._refused(request, "request")
                 return _json_error(400, str(error))
             case EngineError() | RemoteError():
                 return _json_error(503, str(error), "server_error")
@@ -338,14 +343,15 @@ class App:
                 return _json_error(500, str(error), "server_error")
 
     async def _on_status(self, request: Request, error: HTTPException) -> Response:
-        """What the routes themselves refuse: no such path, no such method, a body that is no text."""
-        self.metrics.refusals.labels("request").inc()
+        """What the routes themselves refuse: no such method, a body that is no text."""
+        if error.status_code != 404:
+            self._refused(request, "request")
         answer = _json_error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
         answer.headers.update(error.headers or {})
         return answer
 
-    async def _on_invalid(self, _: Request, error: RequestValidationError) -> Response:
-        self.metrics.refusals.labels("request").inc()
+    async def _on_invalid(self, request: Request, error: RequestValidationError) -> Response:
+        self._refused(request, "request")
         item = error.errors()[0]
         if item["type"] == "json_invalid":
             why = item.get("ctx", {}).get("error", item["msg"])
