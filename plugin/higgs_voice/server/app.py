@@ -3,6 +3,7 @@
 /v1/engine          websocket, the protocol of `wire.py` and docs/protocol.md
 /v1/audio/speech    OpenAI's request for speech
 /v1/voices          the operator's voices
+/v1/models          the one model, in OpenAI's shape
 /healthz /readyz    alive; ready for new sessions
 /v1/load /metrics   0 … 1; Prometheus
 """
@@ -16,6 +17,7 @@ import logging
 import re
 import signal
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, MutableMapping
 from contextlib import aclosing
 from pathlib import Path
@@ -119,6 +121,7 @@ class App:
         self.hub = Hub(engine, settings, self.metrics)
         self.voices = self.hub.voices
         self.ready = False
+        self._began = int(time.time())
         self._waiting: set[asyncio.Timeout] = set()
         """HTTP requests that have no sound yet."""
         self._rate = Bucket(settings.max_requests_per_minute, self.hub.clock)
@@ -128,6 +131,7 @@ class App:
         self._routes.add_api_websocket_route(wire.PATH, self.websocket)
         self._routes.add_api_route("/v1/audio/speech", self.speech, methods=["POST"], response_model=None)
         self._routes.add_api_route("/v1/voices", self.list_voices, methods=["GET"])
+        self._routes.add_api_route("/v1/models", self.list_models, methods=["GET"])
         self._routes.add_api_route("/v1/load", self.load, methods=["GET"])
         self._routes.add_api_route("/metrics", self.prometheus, methods=["GET"])
         self._routes.add_api_route("/healthz", self.healthz, methods=["GET"])
@@ -203,6 +207,12 @@ class App:
     async def list_voices(self) -> dict[str, Any]:
         names = await asyncio.to_thread(self.voices.names)
         return {"object": "list", "data": [{"id": name, "object": "voice"} for name in names]}
+
+    async def list_models(self) -> dict[str, Any]:
+        if not self.ready:
+            raise EngineClosedError("the server is loading its engine; try again")
+        model = {"id": self.engine.info.model, "object": "model", "created": self._began, "owned_by": "higgs-voice"}
+        return {"object": "list", "data": [model]}
 
     async def speech(self, request: Request, body: SpeechBody) -> Response:
         check_speed(body.speed)
@@ -356,6 +366,9 @@ class App:
         if item["type"] == "json_invalid":
             why = item.get("ctx", {}).get("error", item["msg"])
             return _json_error(400, f"the body is no JSON: {why} (character {item['loc'][-1]})")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if item["loc"] == ("body",) and kind != "application/json" and not kind.endswith("+json"):
+            return _json_error(400, f"the body is {kind or 'of no type'}; send Content-Type: application/json")
         where = ".".join(str(part) for part in item["loc"] if part != "body") or "body"
         return _json_error(400, f"{where}: {item['msg']}")
 
