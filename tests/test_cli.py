@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -342,6 +343,43 @@ def test_serve_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not given
     call("serve", "--model", "nano")
     assert given["engine_options"] == {"device": "auto", "dtype": "auto"}
+
+
+def test_serve_takes_any_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = pytest.importorskip("higgs_voice.server.app")
+    given: list[Any] = []
+
+    async def run(_: Any, settings: Any, **__: Any) -> None:
+        given.append(settings)
+
+    monkeypatch.setattr(app, "run", run)
+    words = ("serve", "--model", "fake", "--port", "0", "--max-sessions", "3")
+    call(*words, "--limit", "max_http_streams=16", "--limit", "quiet-s=0.5", "--limit", "admit_beyond_capacity=true")
+    (settings,) = given
+    assert (settings.max_http_streams, settings.quiet_s, settings.admit_beyond_capacity) == (16, 0.5, True)
+    assert (settings.max_sessions, settings.max_requests_per_minute) == (3, 120)
+    for limit, sentence in (
+        ("max_http=16", "there is no limit 'max_http'; the limits are: max_connections, max_sessions, "),
+        ("token=secret-token", "there is no limit 'token'; the limits are: "),
+        ("max_text", "--limit takes NAME=VALUE, not 'max_text'; the limits are: "),
+        (
+            "max_text=lots",
+            "max_text: Input should be a valid integer, unable to parse string as an integer (got 'lots')",
+        ),
+        ("max_text=0", "max_text: Input should be greater than or equal to 1 (got '0')"),
+    ):
+        refused = call(*words, "--limit", limit, code=1).stderr
+        assert sentence in refused
+        assert len(refused.splitlines()) == 1
+    assert len(given) == 1
+
+
+def test_serve_says_that_a_port_is_taken_before_it_loads_anything() -> None:
+    pytest.importorskip("higgs_voice.server.app")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused = call("serve", "--port", str(taken.getsockname()[1]), code=1).stderr
+    assert "choose another port" in refused
+    assert "loading" not in refused
 
 
 def test_serve_without_its_extra_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

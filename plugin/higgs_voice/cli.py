@@ -398,6 +398,10 @@ def serve(
         float,
         typer.Option(min=0.0, help="Seconds that a shutdown waits for what is being said; 3 more at most to close."),
     ] = 25.0,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any limit of docs/operating.md: max_http_streams=16. Once for each."),
+    ] = None,
     log_format: Annotated[
         str, typer.Option(envvar="HIGGS_VOICE_LOG_FORMAT", help="Log lines on standard error: text, or json.")
     ] = "text",
@@ -413,6 +417,7 @@ def serve(
     try:
         from .server.app import Server
         from .server.app import serve as run_server
+        from .server.settings import parse_limits
     except ModuleNotFoundError as error:
         raise DependencyError(
             f'the server needs {error.name}, which is not installed; run: pip install "higgs-voice[server]"'
@@ -420,6 +425,12 @@ def serve(
 
     if log_format not in ("text", "json"):
         raise SettingsError(f"--log-format is text or json, not {log_format!r}")
+    limits: dict[str, Any] = {
+        "max_sessions": max_sessions,
+        "drain_s": drain,
+        "admit_beyond_capacity": admit_beyond_capacity,
+        **parse_limits(limit or []),
+    }
     telemetry.configure("json" if log_format == "json" else "text", level="DEBUG" if debug else "INFO")
     console = _stderr()
     console.quiet = log_format == "json"
@@ -427,7 +438,6 @@ def serve(
     def ready(server: Server) -> None:
         console.print(f"{model} is ready at {server.url}", markup=False)
 
-    console.print(f"loading {model} …", markup=False)
     run_server(
         model,
         host=host,
@@ -437,11 +447,10 @@ def serve(
         engine_options=_engine_options(
             model, device, dtype, None, number_types(model, codec_dtype, kv_dtype, weight_dtype)
         ),
+        on_loading=lambda: console.print(f"loading {model} …", markup=False),
         on_ready=ready,
-        max_sessions=max_sessions,
-        drain_s=drain,
         log_text=log_text,
-        admit_beyond_capacity=admit_beyond_capacity,
+        **limits,
     )
 
 

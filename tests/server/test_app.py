@@ -122,7 +122,13 @@ async def test_a_token_from_a_file_with_a_line_feed(caplog: pytest.LogCaptureFix
             await engine.start()
         with caplog.at_level("WARNING", logger="higgs_voice.server"):
             await client.get("/v1/voices", headers={"Authorization": "Bearer open-simsim"})
-        assert [record.getMessage() for record in caplog.records] == ["refused client=127.0.0.1 why=token"]
+        assert [record.getMessage() for record in caplog.records] == [
+            "refused client=127.0.0.1 why=token path=/v1/voices"
+        ]
+        stranger = RemoteSynthesizer(server.url, token="open-simsim")
+        with pytest.raises(RefusedError, match=r"refuses the connection: a bearer token is needed: [^{}]*$"):
+            await stranger.start()
+        await stranger.aclose()
     with pytest.raises(SettingsError, match="ASCII"):
         ServerSettings(token="schlüssel-12")
 
@@ -174,6 +180,7 @@ async def test_readiness_follows_the_engine() -> None:
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.get("/v1/load")).json()["load"] == 1.0
         early = await client.post("/v1/audio/speech", json={"input": "Hi."})
+        assert (await client.get("/v1/models")).status_code == 503
         assert (early.status_code, early.headers["retry-after"]) == (503, "2")
         assert "loading" in early.json()["error"]["message"]
         loaded.set()
@@ -288,6 +295,38 @@ async def test_a_body_that_is_no_json_is_said_with_its_place() -> None:
         answer = await client.post("/v1/audio/speech", content=b'{"input": Hi}', headers=headers)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "the body is no JSON: Expecting value (character 10)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (None, "the body is of no type"),
+        ("application/x-www-form-urlencoded", "the body is application/x-www-form-urlencoded"),
+        ("text/plain; charset=utf-8", "the body is text/plain"),
+    ],
+)
+async def test_a_body_that_is_not_called_json_is_told_what_to_send(kind: str | None, said: str) -> None:
+    async with serving() as server, http(server) as client:
+        headers = {"Content-Type": kind} if kind else {}
+        answer = await client.post("/v1/audio/speech", content=b'{"input": "Hi."}', headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == f"{said}; send Content-Type: application/json"
+
+
+async def test_openais_client_finds_the_model_and_the_voices() -> None:
+    openai = pytest.importorskip("openai")
+    async with serving(token="open sesame") as server:
+        url = server.url.replace("ws://", "http://") + "/v1"
+        async with (
+            httpx.AsyncClient(trust_env=False) as line,
+            openai.AsyncOpenAI(base_url=url, api_key="open sesame", max_retries=0, http_client=line) as client,
+        ):
+            (model,) = (await client.models.list()).data
+            assert (model.id, model.object, model.owned_by) == ("fake", "model", "higgs-voice")
+            answer = await client.audio.speech.create(model=model.id, voice="ada", input="Hi.", response_format="pcm")
+            assert len(answer.content) > 1000
+            with pytest.raises(openai.BadRequestError, match="this server has no voice 'alloy'; it has: ada, default,"):
+                await client.audio.speech.create(model=model.id, voice="alloy", input="Hi.")
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.6, 2.0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from higgs_voice import wire
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason, SpeakRequest
 from higgs_voice.errors import EngineBusyError, EngineError
+from higgs_voice.server import hub as hub_module
 from higgs_voice.server.hub import Client, Hub
 from higgs_voice.server.metrics import Metrics
 from higgs_voice.server.settings import ServerSettings
@@ -226,7 +229,9 @@ async def test_every_refusal_is_counted_by_its_reason() -> None:
         for body in ({}, {"input": "x" * 21}, {"input": " "}, {"input": "Hi.", "voice": "nobody"}):
             assert (await client.post("/v1/audio/speech", json=body)).status_code == 400
         assert (await client.post("/v1/audio/speech", content=b"x" * 300_000)).status_code == 413
-        assert (await client.get("/v1/nothing")).status_code == 404
+        assert (await client.get("/v1/audio/speech")).status_code == 405
+        for path in ("/", "/health", "/docs", "/v1/nothing", "/.env", wire.PATH):
+            assert (await client.get(path)).status_code == 404  # nothing was asked of this server
         headers = {"Content-Type": "application/json"}
         assert (await client.post("/v1/audio/speech", content=b"\xff", headers=headers)).status_code == 400
         async with line(server) as socket:
@@ -238,3 +243,47 @@ async def test_every_refusal_is_counted_by_its_reason() -> None:
     assert 'higgs_voice_refusals_total{why="request"} 7.0' in text
     assert 'higgs_voice_refusals_total{why="protocol"} 1.0' in text
     assert 'higgs_voice_refusals_total{why="draining"} 1.0' in text
+
+
+async def test_every_refusal_leaves_a_line_without_words(caplog: pytest.LogCaptureFixture) -> None:
+    gate = asyncio.Semaphore(1)
+    engine = FakeSynthesizer(pace=lambda _, __: gate.acquire())
+    limits: dict[str, Any] = {
+        "max_text": 200,
+        "max_http_streams": 1,
+        "max_requests_per_minute": 1,
+        "max_connections": 1,
+    }
+    spoken = {"input": LONG, "response_format": "pcm"}
+    async with serving(engine, token="open sesame", **limits) as server, http(server) as stranger:
+        async with http(server, headers={"Authorization": "Bearer open sesame"}) as client:
+
+            async def refused(status: int, **body: str) -> None:
+                assert (await client.post("/v1/audio/speech", json=body)).status_code == status
+
+            with caplog.at_level("WARNING", logger="higgs_voice.server"):
+                assert (await stranger.get("/v1/voices")).status_code == 401
+                for path in ("/", "/health", "/docs"):
+                    assert (await stranger.get(path)).status_code == 404
+                await refused(400, input="xyzzy " * 100)
+                await refused(400, inputs="xyzzy")
+                async with client.stream("POST", "/v1/audio/speech", json=spoken) as answer:
+                    pieces = answer.aiter_bytes()
+                    await anext(pieces)
+                    await refused(429, input="xyzzy")
+                await until(lambda: not server.hub.http_streams)
+                await refused(429, input="xyzzy")
+                server.hub.draining = True
+                await refused(503, input="xyzzy")
+    lines = [f"why={why} path=/v1/audio/speech" for why in ("request", "request", "http", "rate", "draining")]
+    expected = [f"refused client=127.0.0.1 {line}" for line in ("why=token path=/v1/voices", *lines)]
+    assert caplog.messages == expected
+
+
+async def test_every_reason_of_a_refusal_is_explained() -> None:
+    """By the page that operators read, which names no others."""
+    sources = "".join(path.read_text() for path in Path(hub_module.__file__).parent.glob("*.py"))
+    given = re.findall(r'(?:_refused\(\w+, |_refuse\(|refusals\.labels\()"(\w+)"', sources)
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    table = page.partition("| `why` of `refused` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {*given, "loading"}

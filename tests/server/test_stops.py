@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import signal
 import socket
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -238,3 +241,68 @@ async def test_a_signal_while_the_engine_loads_ends_the_server() -> None:
     engine = Slow()
     await asyncio.wait_for(run(engine, ServerSettings(port=0)), 10)
     assert engine.closed
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What a server and its web server log in this test."""
+    for name in ("higgs_voice", "uvicorn"):
+        caplog.set_level(logging.INFO, name)
+    return caplog
+
+
+async def test_a_shutdown_hangs_up_on_http_callers_and_says_how_many(logged: pytest.LogCaptureFixture) -> None:
+    """One is read to, one does not read, one waits for its first sound."""
+    held = asyncio.Event()
+
+    async def pace(request: SpeakRequest, _: int) -> None:
+        await (held.wait() if "Wait" in request.text else asyncio.sleep(0.005))
+
+    ready: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+    engine = FakeSynthesizer(frames_per_char=50, pace=pace)
+    running = asyncio.ensure_future(run(engine, ServerSettings(port=0, drain_s=0.3), on_ready=ready.set_result))
+    server = await ready
+    async with http(server) as client:
+        with socket.socket() as slow:
+            await ask_and_read_nothing(slow, server)
+            waiting = asyncio.ensure_future(client.post("/v1/audio/speech", json={"input": "Wait."}))
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                async with client.stream("POST", "/v1/audio/speech", json={"input": LONG}) as answer:
+                    pieces = answer.aiter_bytes()
+                    await anext(pieces)
+                    await until(lambda: server.hub.http_streams == 3)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    async for _ in pieces:
+                        pass
+            refused = await waiting
+            await asyncio.wait_for(running, 2)
+    assert refused.status_code == 503
+    assert "shutting down" in refused.json()["error"]["message"]
+    assert not server.hub.http_streams
+    assert not [line for line in logged.records if line.levelno >= logging.ERROR]
+    assert logged.messages[-1] == 'stopped reason="drain_s (0.3) was over" sessions=0 http=3'
+
+
+async def test_a_shutdown_leaves_an_answer_its_end(logged: pytest.LogCaptureFixture) -> None:
+    ready: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+    engine = FakeSynthesizer(pace=lambda _, __: asyncio.sleep(0.005))
+    running = asyncio.ensure_future(run(engine, ServerSettings(port=0), on_ready=ready.set_result))
+    server = await ready
+    async with http(server) as client:
+        asked = asyncio.ensure_future(client.post("/v1/audio/speech", json={"input": LONG, "seed": 1}))
+        await until(lambda: server.hub.http_streams == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len((await asked).content) > 48000
+    await asyncio.wait_for(running, 5)
+    assert not [line for line in logged.records if line.levelno >= logging.ERROR]
+    assert logged.messages[-1] == 'stopped reason="no session was left" sessions=0 http=0'
+
+
+async def ask_and_read_nothing(caller: socket.socket, server: Server) -> None:
+    loop = asyncio.get_running_loop()
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    caller.setblocking(False)
+    await loop.sock_connect(caller, ("127.0.0.1", server.port))
+    body = json.dumps({"input": LONG * 20, "response_format": "pcm"})
+    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    await loop.sock_sendall(caller, (head + body).encode())

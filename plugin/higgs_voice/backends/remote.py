@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -727,7 +728,7 @@ def _error(failure: wire.Failure) -> HiggsVoiceError:
 
 def _refusal(error: InvalidStatus, url: str) -> HiggsVoiceError:
     status = error.response.status_code
-    said = (error.response.body or b"").decode("utf-8", "replace").strip()[:200]
+    said = _said(error.response.body or b"")
     match status:
         case 401 | 403:
             return RefusedError(f"the server at {url} refuses the connection: {said or 'wrong or missing token'}")
@@ -735,6 +736,15 @@ def _refusal(error: InvalidStatus, url: str) -> HiggsVoiceError:
             return ProtocolError(f"what answers at {url} is not a higgs-voice server of protocol {wire.SUBPROTOCOL}")
         case _:
             return ConnectionLostError(f"the server at {url} answered {status}: {said}")
+
+
+def _said(body: bytes | bytearray) -> str:
+    """The sentence of an answer in OpenAI's shape, else the answer; as far as it fits in a sentence of ours."""
+    try:
+        said = str(json.loads(body)["error"]["message"])
+    except (ValueError, TypeError, KeyError):
+        said = body.decode("utf-8", "replace").strip()
+    return said[:200]
 
 
 def _check_id(name: str) -> None:

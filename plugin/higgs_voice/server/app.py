@@ -3,6 +3,7 @@
 /v1/engine          websocket, the protocol of `wire.py` and docs/protocol.md
 /v1/audio/speech    OpenAI's request for speech
 /v1/voices          the operator's voices
+/v1/models          the one model, in OpenAI's shape
 /healthz /readyz    alive; ready for new sessions
 /v1/load /metrics   0 … 1; Prometheus
 """
@@ -16,6 +17,7 @@ import logging
 import re
 import signal
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, MutableMapping
 from contextlib import aclosing
 from pathlib import Path
@@ -68,6 +70,8 @@ _TRY_LATER = 1013
 _MAX_FRAME = 8 * 2**20
 """Bytes of one websocket message: 30 s of clip are 2.9 MB."""
 _MAX_BODY = 256 * 1024
+_CLOSE_S = 2.5
+"""How long a shutdown waits for what is on its way to connections. uvicorn, which ends what is left with a traceback, waits longer."""
 
 
 class Line:
@@ -117,6 +121,9 @@ class App:
         self.hub = Hub(engine, settings, self.metrics)
         self.voices = self.hub.voices
         self.ready = False
+        self._began = int(time.time())
+        self._waiting: set[asyncio.Timeout] = set()
+        """HTTP requests that have no sound yet."""
         self._rate = Bucket(settings.max_requests_per_minute, self.hub.clock)
         self._routes = FastAPI(
             title="higgs-voice", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
@@ -124,10 +131,12 @@ class App:
         self._routes.add_api_websocket_route(wire.PATH, self.websocket)
         self._routes.add_api_route("/v1/audio/speech", self.speech, methods=["POST"], response_model=None)
         self._routes.add_api_route("/v1/voices", self.list_voices, methods=["GET"])
+        self._routes.add_api_route("/v1/models", self.list_models, methods=["GET"])
         self._routes.add_api_route("/v1/load", self.load, methods=["GET"])
         self._routes.add_api_route("/metrics", self.prometheus, methods=["GET"])
         self._routes.add_api_route("/healthz", self.healthz, methods=["GET"])
         self._routes.add_api_route("/readyz", self.readyz, methods=["GET"])
+        self._paths = {getattr(route, "path", None) for route in self._routes.routes}
         self._routes.add_exception_handler(HiggsVoiceError, self._on_error)  # type: ignore[arg-type]  # pyright: ignore
         self._routes.add_exception_handler(RequestValidationError, self._on_invalid)  # type: ignore[arg-type]  # pyright: ignore
         self._routes.add_exception_handler(HTTPException, self._on_status)  # type: ignore[arg-type]  # pyright: ignore
@@ -150,19 +159,23 @@ class App:
             return 403, f"a server without a token is not reached as {host!r}; use 127.0.0.1"
         return None
 
-    def _note_refusal(self, request: HTTPConnection) -> None:
-        self.metrics.refusals.labels("token").inc()
+    def _refused(self, request: HTTPConnection, why: str) -> None:
+        """Count a refusal and log it, without what was asked for."""
+        self.metrics.refusals.labels(why).inc()
         peer = request.client.host if request.client else None
-        telemetry.event(log, "refused", level=logging.WARNING, client=peer, why="token")
+        telemetry.event(log, "refused", level=logging.WARNING, client=peer, why=why, path=request.url.path)
 
     def _http_refusal(self, request: HTTPConnection) -> Response | None:
-        if request.url.path not in ("/healthz", "/readyz") and (refusal := self._refusal(request)) is not None:
-            self._note_refusal(request)
+        path = request.url.path
+        if path.removesuffix("/") not in self._paths:  # scanners find many such: they count nowhere, and leave no line
+            return _json_error(404, f"{request.scope['method']} {path}: Not Found")
+        if path not in ("/healthz", "/readyz") and (refusal := self._refusal(request)) is not None:
+            self._refused(request, "token")
             return _json_error(*refusal)
         if request.scope["method"] == "POST":
             length = request.headers.get("content-length", "")
             if not length.isdigit() or int(length) > _MAX_BODY:
-                self.metrics.refusals.labels("request").inc()
+                self._refused(request, "request")
                 return _json_error(413, f"a request needs a Content-Length of at most {_MAX_BODY} bytes")
         return None
 
@@ -195,7 +208,13 @@ class App:
         names = await asyncio.to_thread(self.voices.names)
         return {"object": "list", "data": [{"id": name, "object": "voice"} for name in names]}
 
-    async def speech(self, body: SpeechBody) -> Response:
+    async def list_models(self) -> dict[str, Any]:
+        if not self.ready:
+            raise EngineClosedError("the server is loading its engine; try again")
+        model = {"id": self.engine.info.model, "object": "model", "created": self._began, "owned_by": "higgs-voice"}
+        return {"object": "list", "data": [model]}
+
+    async def speech(self, request: Request, body: SpeechBody) -> Response:
         check_speed(body.speed)
         size = len(body.input) + len(body.instructions or "")  # the model reads both before it speaks
         if size > self.settings.max_text:
@@ -203,40 +222,66 @@ class App:
             raise RefusedError(f"{what} {size} characters; this server takes {self.settings.max_text}")
         if not body.input.strip():
             raise RefusedError("the input is blank")
+        voice = await self.voices.get(body.voice)
         if not self.ready or self.hub.draining:
-            self.metrics.refusals.labels("draining" if self.hub.draining else "loading").inc()
+            self._refused(request, "draining" if self.hub.draining else "loading")
             raise EngineClosedError(
                 f"the server {'is shutting down' if self.hub.draining else 'is loading its engine'}; try again"
             )
-        voice = await self.voices.get(body.voice)
         if body.instructions and not voice.speakers:
             voice = Voice.create(
                 name=voice.name, scene=voice.scene, speakers=body.instructions, references=voice.references
             )
         if self.hub.http_streams >= self.settings.max_http_streams:
-            self.metrics.refusals.labels("http").inc()
+            self._refused(request, "http")
             raise EngineBusyError(
                 f"{self.settings.max_http_streams} requests are being spoken, which is the server's limit"
             )
         if not self._rate.take():
-            self.metrics.refusals.labels("rate").inc()
+            self._refused(request, "rate")
             raise EngineBusyError(
                 f"more than {self.settings.max_requests_per_minute} requests a minute, the server's limit"
             )
-        sound = self._spoken(body, voice)
+        sound = self._spoken(request, body, voice)
+        self.hub.http_streams += 1
         try:
-            first = await anext(sound)  # what goes wrong before the first sound still has a status
+            first = await self._first(sound)
+            pieces = encoded(_again(first, sound), body.response_format)
+        except BaseException:
+            self._answered()
+            raise
+        if body.stream_format == "sse":
+            return _Stream(as_events(pieces), "text/event-stream", self.settings.stall_s, self._answered)
+        return _Stream(pieces, FORMATS[body.response_format], self.settings.stall_s, self._answered)
+
+    async def _first(self, sound: AsyncGenerator[bytes]) -> bytes:
+        """The first sound: what goes wrong before it still has a status, also that the server ends."""
+        waiting = asyncio.timeout(None)
+        self._waiting.add(waiting)
+        try:
+            async with waiting:
+                return await anext(sound)
         except StopAsyncIteration:
             raise RefusedError("the input holds nothing that can be spoken") from None
-        pieces = encoded(_again(first, sound), body.response_format)
-        if body.stream_format == "sse":
-            return _Stream(as_events(pieces), "text/event-stream", self.settings.stall_s)
-        return _Stream(pieces, FORMATS[body.response_format], self.settings.stall_s)
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            raise EngineClosedError("the server is shutting down; try again") from None
+        finally:
+            self._waiting.discard(waiting)
 
-    async def _spoken(self, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
+    def _answered(self) -> None:
+        self.hub.http_streams -= 1
+        self.hub.note_activity()
+
+    def refuse_waiting(self) -> None:
+        """Answer those who have no sound yet: the server ends."""
+        for waiting in self._waiting:
+            waiting.reschedule(asyncio.get_running_loop().time())
+
+    async def _spoken(self, request: Request, body: SpeechBody, voice: Voice) -> AsyncGenerator[bytes]:
         from ..conversation.session import SessionSettings, VoiceSession
 
-        self.hub.http_streams += 1
         settings = SessionSettings(
             sampling=Sampling(seed=body.seed),
             run_ahead_s=2.0,
@@ -254,20 +299,18 @@ class App:
             self.metrics.interruptions.inc()
             raise
         except EngineBusyError:
-            self.metrics.refusals.labels("capacity").inc()
+            self._refused(request, "capacity")
             raise
         finally:
-            self.hub.http_streams -= 1
-            self.hub.note_activity()
             await session.aclose()
 
     async def websocket(self, socket: WebSocket) -> None:
         if (refusal := self._refusal(socket)) is not None:
-            self._note_refusal(socket)
+            self._refused(socket, "token")
             await socket.send_denial_response(_json_error(*refusal))
             return
         if wire.SUBPROTOCOL not in socket.scope.get("subprotocols", []):
-            self.metrics.refusals.labels("protocol").inc()
+            self._refused(socket, "protocol")
             await socket.send_denial_response(
                 _json_error(400, f"the websocket must ask for subprotocol {wire.SUBPROTOCOL}")
             )
@@ -285,7 +328,7 @@ class App:
         except (ProtocolError, RefusedError, EngineBusyError) as error:
             for_good = True
             if isinstance(error, ProtocolError):
-                self.metrics.refusals.labels("protocol").inc()
+                self._refused(socket, "protocol")
             line.send(wire.dump(wire.Refusal(failure=failure(error))))
             line.close(wire.CLOSE_PROTOCOL if isinstance(error, ProtocolError) else wire.CLOSE_REFUSED, _brief(error))
             with contextlib.suppress(TimeoutError):
@@ -297,12 +340,12 @@ class App:
             if client is not None:
                 self.hub.leave(client, line, for_good=for_good)
 
-    async def _on_error(self, _: Request, error: HiggsVoiceError) -> Response:
+    async def _on_error(self, request: Request, error: HiggsVoiceError) -> Response:
         match error:
             case EngineBusyError():  # counted where it came from
                 return _json_error(429, str(error), "rate_limit_error")
             case RefusedError() | VoiceError() | SettingsError():
-                self.metrics.refusals.labels("request").inc()
+                self._refused(request, "request")
                 return _json_error(400, str(error))
             case EngineError() | RemoteError():
                 return _json_error(503, str(error), "server_error")
@@ -310,18 +353,22 @@ class App:
                 return _json_error(500, str(error), "server_error")
 
     async def _on_status(self, request: Request, error: HTTPException) -> Response:
-        """What the routes themselves refuse: no such path, no such method, a body that is no text."""
-        self.metrics.refusals.labels("request").inc()
+        """What the routes themselves refuse: no such method, a body that is no text."""
+        if error.status_code != 404:
+            self._refused(request, "request")
         answer = _json_error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
         answer.headers.update(error.headers or {})
         return answer
 
-    async def _on_invalid(self, _: Request, error: RequestValidationError) -> Response:
-        self.metrics.refusals.labels("request").inc()
+    async def _on_invalid(self, request: Request, error: RequestValidationError) -> Response:
+        self._refused(request, "request")
         item = error.errors()[0]
         if item["type"] == "json_invalid":
             why = item.get("ctx", {}).get("error", item["msg"])
             return _json_error(400, f"the body is no JSON: {why} (character {item['loc'][-1]})")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if item["loc"] == ("body",) and kind != "application/json" and not kind.endswith("+json"):
+            return _json_error(400, f"the body is {kind or 'of no type'}; send Content-Type: application/json")
         where = ".".join(str(part) for part in item["loc"] if part != "body") or "body"
         return _json_error(400, f"{where}: {item['msg']}")
 
@@ -384,9 +431,12 @@ def _host(header: str) -> str:
 class _Stream(StreamingResponse):
     """Ends its generator, and with it the speech, when the caller hangs up, or has taken nothing for `stall_s`."""
 
-    def __init__(self, content: AsyncGenerator[bytes], media_type: str, stall_s: float) -> None:
+    def __init__(
+        self, content: AsyncGenerator[bytes], media_type: str, stall_s: float, on_end: Callable[[], None]
+    ) -> None:
         super().__init__(content, media_type=media_type)
         self._stall_s = stall_s
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stalled = False
@@ -407,8 +457,11 @@ class _Stream(StreamingResponse):
             peer = scope["client"][0] if scope.get("client") else None
             telemetry.event(log, "client left", level=logging.WARNING, client=peer, why="stalled")
         finally:
-            if isinstance(self.body_iterator, AsyncGenerator):
-                await self.body_iterator.aclose()
+            try:
+                if isinstance(self.body_iterator, AsyncGenerator):
+                    await self.body_iterator.aclose()
+            finally:
+                self._on_end()
 
 
 class _Websocket(WebSocketsSansIOProtocol):
@@ -426,6 +479,14 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    def hang_up(self, *, on_all: bool) -> None:
+        """Drop the connections whose HTTP answer has begun and is not at its end, or with `on_all` whoever is left. A caller
+        sees that its answer is cut: the end of a chunked body does not come."""
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)  # none: a websocket, or nothing has been asked yet
+            if on_all or (cycle is not None and cycle.response_started and not cycle.response_complete):
+                connection.transport.abort()
 
 
 class Server:
@@ -489,9 +550,14 @@ class Server:
     async def aclose(self) -> None:
         """End every connection and stop listening; idempotent."""
         self._app.ready = False
+        self._app.refuse_waiting()
+        if self._uvicorn is not None:
+            self._uvicorn.hang_up(on_all=False)
         await self._app.hub.aclose()
         if self._uvicorn is not None and self._task is not None:
             self._uvicorn.should_exit = True
+            await asyncio.wait([self._task], timeout=_CLOSE_S)
+            self._uvicorn.hang_up(on_all=True)
             await asyncio.gather(self._task, return_exceptions=True)
         for item in self._sockets:
             item.close()
@@ -536,41 +602,45 @@ async def run(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    server = Server(engine, settings)
     try:
-        starting = loop.create_task(server.start())
-        await _either(starting, first.wait())
-        if starting.cancelled():
-            telemetry.event(log, "stopped", reason="a signal came while the engine was loading")
-            return
-        starting.result()
-        try:
-            if on_ready is not None:
-                on_ready(server)
-            with heap.settled():
-                await _either(first.wait(), server.hub.failed())
-                if not first.is_set() and server.hub.failure is not None:
-                    raise server.hub.failure  # whoever supervises this process starts another one
-                telemetry.event(
-                    log,
-                    "draining",
-                    sessions=server.hub.sessions,
-                    drain_s=settings.drain_s,
-                    second_signal="ends at once",
-                )
-                await _either(server.drain(), second.wait())
-                telemetry.event(
-                    log,
-                    "stopped",
-                    reason="a second signal came" if second.is_set() else server.hub.drained,
-                    sessions=server.hub.sessions,
-                )
-        finally:
-            await server.aclose()
+        stopped = await _run(Server(engine, settings), first, second, on_ready)
     finally:
         await engine.aclose()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    telemetry.event(log, "stopped", **stopped)
+
+
+async def _run(
+    server: Server, first: asyncio.Event, second: asyncio.Event, on_ready: Callable[[Server], None] | None
+) -> dict[str, Any]:
+    """Serve until the first event and drain until the second; what the log says of how it stopped."""
+    starting = asyncio.get_running_loop().create_task(server.start())
+    await _either(starting, first.wait())
+    if starting.cancelled():
+        return {"reason": "a signal came while the engine was loading"}
+    starting.result()
+    hub = server.hub
+    try:
+        if on_ready is not None:
+            on_ready(server)
+        with heap.settled():
+            await _either(first.wait(), hub.failed())
+            if not first.is_set() and hub.failure is not None:
+                raise hub.failure  # whoever supervises this process starts another one
+            telemetry.event(
+                log,
+                "draining",
+                sessions=hub.sessions,
+                http=hub.http_streams,
+                drain_s=server.settings.drain_s,
+                second_signal="ends at once",
+            )
+            await _either(server.drain(), second.wait())
+            reason = "a second signal came" if second.is_set() else hub.drained
+            return {"reason": reason, "sessions": hub.sessions, "http": hub.http_streams}
+    finally:
+        await server.aclose()
 
 
 async def _either(*works: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
@@ -593,6 +663,7 @@ def serve(
     token: str | None = None,
     voices: str | Path | None = None,
     engine_options: dict[str, Any] | None = None,
+    on_loading: Callable[[], None] | None = None,
     on_ready: Callable[[Server], None] | None = None,
     **limits: Any,
 ) -> None:
@@ -605,6 +676,8 @@ def serve(
     folder = Path(voices) if voices is not None else None
     settings = ServerSettings(host=host, port=port, token=token, voices=folder, **limits)
     _bind(host, port).close()  # a port that is taken is said before the engine's libraries are loaded
+    if on_loading is not None:
+        on_loading()
     engine = create_backend(model, **(engine_options or {}))
     asyncio.run(run(engine, settings, on_ready=on_ready))
 

@@ -152,6 +152,7 @@ class Hub:
         if client is None:
             if len(self.clients) >= self.settings.max_connections:
                 self.metrics.refusals.labels("connections").inc()
+                telemetry.event(log, "refused", level=logging.WARNING, why="connections")
                 raise EngineBusyError(f"the server has {self.settings.max_connections} clients, which is its limit")
             client = self.clients[hello.client] = Client(self, hello.client)
         else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Settings
+from ..errors import SettingsError
 from ..wire import DEFAULT_PORT
 
 
@@ -77,6 +79,28 @@ class ServerSettings(Settings):
                 "(--token, or the environment's HIGGS_VOICE_TOKEN), or use 127.0.0.1"
             )
         return self
+
+
+LIMITS = tuple(
+    name for name in ServerSettings.model_fields if name not in ("host", "port", "token", "voices", "log_text")
+)
+"""What `--limit` may set; docs/operating.md says what each means."""
+
+
+def parse_limits(words: Iterable[str]) -> dict[str, str]:
+    """`NAME=VALUE` as it is written on a command line; `ServerSettings` reads the values.
+
+    Errors: `SettingsError`, which names the limits.
+    """
+    limits: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in LIMITS:
+            what = f"there is no limit {name!r}" if equals else f"--limit takes NAME=VALUE, not {word!r}"
+            raise SettingsError(f"{what}; the limits are: {', '.join(LIMITS)}")
+        limits[name] = value.strip()
+    return limits
 
 
 def is_loopback(host: str) -> bool:
