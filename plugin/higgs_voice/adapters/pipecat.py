@@ -80,7 +80,14 @@ try:
     from pipecat.utils.types import NotGiven, is_given
 
     from .pipecat_playout import AFTER, PlayoutTracker, Utterance
-    from .pipecat_settings import SAMPLING, HiggsTTSSettings, check_arguments, check_language, check_settings
+    from .pipecat_settings import (
+        SAMPLING,
+        HiggsTTSSettings,
+        check_arguments,
+        check_language,
+        check_places,
+        check_settings,
+    )
 except ModuleNotFoundError as error:
     raise DependencyError(
         f'the Pipecat service needs {error.name}, which is not installed; run: pip install "higgs-voice[pipecat]"'
@@ -134,7 +141,7 @@ class HiggsTTSService(TTSService):
         lead_s: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        kwargs = check_arguments(kwargs)
+        kwargs = check_arguments(kwargs, type(self))
         wanted = session_settings or SessionSettings()
         store = self.Settings(
             model=model if engine is None else None,
@@ -158,6 +165,7 @@ class HiggsTTSService(TTSService):
                 )
             saved = Snapshot.parse(snapshot).voice
             store.voice, store.scene, store.speakers = saved.name, saved.scene, saved.speakers
+        check_places(store.model, voice_given, engine)
         if isinstance(voice_given, Voice):
             store.voice = voice_given.name
         kwargs.setdefault("stop_frame_timeout_s", 30.0)  # contexts are closed by the service; a slow LLM must not
