@@ -603,13 +603,13 @@ class HiggsTTSService(TTSService):
         await super().start_word_timestamps()
 
     async def _place(self, utterance: Utterance, word: Word) -> None:
-        utterance.script.words.append(word)
-        if not any(char.isalnum() for char in word.text):
-            return  # the framework takes a lone sign along with the word before it
+        told = utterance.place(word)
+        if not told:
+            return
         seconds = 0.0
         if utterance.opening is not None:
             seconds = max(0.0, utterance.timeline.at(word.start_s) - utterance.opening)
-        await self.add_word_timestamps([(word.text, seconds)], utterance.context_id)
+        await self.add_word_timestamps([(told, seconds)], utterance.context_id)
 
     async def _report(self, report: ChunkReport) -> None:
         if report.error is not None:
