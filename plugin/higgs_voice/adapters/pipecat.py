@@ -120,7 +120,8 @@ class HiggsTTSService(TTSService):
             has said. How it speaks is for the other arguments. Errors: `SnapshotError` for what is none.
         lead_s: How much audio is handed to the transport before it is played. The rest waits in the session, where an
             interruption costs nothing.
-        **kwargs: For `TTSService`; `sample_rate` among them.
+        **kwargs: For `TTSService`; `sample_rate` among them. Errors: `SettingsError` for one that nobody takes, `ModelNotFoundError`
+            and `VoiceError` for a name that cannot be found.
 
     Event handlers: `TTSService`'s, and ``on_chunk(service, report)`` with a `ChunkReport` when a chunk is generated.
     """
