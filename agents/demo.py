@@ -292,6 +292,9 @@ async def room(args: argparse.Namespace, engine: Synthesizer, listener: Listener
     finally:
         await worker.cancel()
         await asyncio.wait_for(running, 20)
+    for turn in notes.turns:
+        if turn.cut and len(said) == notes.turn:
+            turn.heard = said[turn.turn - 1]
     report(console, notes, packets, caller, out)
     compare(console, "after the barge-in", notes.turns, said[:-1], notes.remembered[-1])  # as the last turn began
     compare(console, "at the end", notes.turns, said, remembered)
@@ -381,7 +384,10 @@ def compare(console: Console, when: str, turns: list[demo_report.Said], said: li
         raise DemoError(f"the voice remembers {ours!r}, the LLM {theirs!r}")
     words = ours.split()
     shown = f"… {' '.join(words[-8:])}" if len(words) > 8 else ours
-    console.print(f"{when}, voice and LLM remember the same last {len(words)} words: [italic]{shown}[/italic]")
+    heard = len(theirs.split())
+    count = f"last {len(words)} of {heard}" if heard > len(words) else str(heard)
+    why = "; what was heard before has left the voice's window" if heard > len(words) else ""
+    console.print(f"{when}, voice and LLM remember the same {count} words: [italic]{shown}[/italic]{why}")
 
 
 def main() -> int:

@@ -41,6 +41,19 @@ class Said:
     stalled_before: str = ""
     """The first word after the LLM's stall, in the turn that had one."""
     cut: bool = False
+    heard: str = ""
+    """What was heard of it where it was cut, as the LLM's context has it."""
+
+    @property
+    def cut_in(self) -> str:
+        """What was heard of the chunk that it was cut in; empty where it was cut between two."""
+        rest = " ".join(self.heard.split())
+        for report in self.reports:
+            written = " ".join(report.written.split())
+            if not rest.startswith(written):
+                break
+            rest = rest.removeprefix(written).lstrip()
+        return rest
 
     @property
     def seams(self) -> list[float]:
@@ -207,7 +220,8 @@ def print_table(console: Console, turns: list[Said]) -> None:
                 f"{report.exchanges} exchange{'s' if report.exchanges != 1 else ''}",
             )
         if said.cut:
-            table.add_row(str(said.turn), "[italic]cut by the caller[/italic]", "", "", "", "")
+            after = f" after: {said.cut_in} …" if said.cut_in else ""
+            table.add_row(str(said.turn), f"[italic]cut by the caller[/italic]{after}", "", "", "", "")
     console.print(table)
 
 
@@ -246,7 +260,8 @@ def draw(
             left = inside[0].heard_s - (inside[0].said_s - begin)
             right = inside[-1].heard_s + BLOCK / RATE
             top.axvspan(left, right, color=colours[place % 2], zorder=0)
-            text = said.reports[place].written.strip() if place < len(said.reports) else "(cut)"
+            cut = f"{said.cut_in} … (cut)" if said.cut_in else "(cut)"
+            text = said.reports[place].written.strip() if place < len(said.reports) else cut
             fits = int((right - left) / recording.sound.size * RATE * CAPTION)
             lines = textwrap.fill(text, max(fits, 8), max_lines=4, placeholder=" …")
             top.text(left + 0.03, 0.98, lines, fontsize=7, va="top", transform=top.get_xaxis_transform())

@@ -253,18 +253,26 @@ async def bot(runner_args: RunnerArguments) -> None:
     await runner.run()
 
 
-if __name__ == "__main__":
-    from pipecat.runner.run import RUNNER_HOST, RUNNER_PORT, main
+def main() -> None:
+    global _engine
+    from pipecat.runner.run import RUNNER_HOST, RUNNER_PORT
+    from pipecat.runner.run import main as serve
 
     parser = options()
-    given, _ = parser.parse_known_args()
-    place = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # the runner has these two itself
-    place.add_argument("--host", default=RUNNER_HOST)
-    place.add_argument("--port", type=int, default=RUNNER_PORT)
-    where, _ = place.parse_known_args()
-    try:
-        listen(where.host, where.port).close()  # a port that is taken is said before anything is loaded
-    except SettingsError as error:
-        sys.exit(f"pipecat_bot: {error}")
-    _engine = create_backend(given.model)  # the slow imports come before the first caller
-    main(parser)
+    if not {"-h", "--help"}.intersection(sys.argv):  # help is the runner's to print: it adds options of its own
+        given, _ = parser.parse_known_args()
+        place = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # the runner has these two itself
+        place.add_argument("--host", default=RUNNER_HOST)
+        place.add_argument("--port", type=int, default=RUNNER_PORT)
+        where, _ = place.parse_known_args()
+        try:
+            listen(where.host, where.port).close()  # a port that is taken is said before anything is loaded
+        except SettingsError as error:
+            sys.exit(f"pipecat_bot: {error}")
+        _engine = create_backend(given.model)  # the slow imports come before the first caller
+    sys.argv[1:1] = ["--transport", "webrtc"]  # what `bot` has; without it the runner offers all that it knows
+    serve(parser)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import SettingsError
+from .errors import ModelNotFoundError, SettingsError
 
 
 class Settings(BaseModel):
@@ -162,3 +162,25 @@ def engine_kind(model: str) -> Literal["fake", "remote", "boson", "local"]:
     if model.startswith(("ws://", "wss://")):
         return "remote"
     return "boson" if model.startswith("boson:") else "local"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it is written as one: owner/model."""
+    owner, _, rest = name.partition("/")
+    return bool(owner) and bool(rest) and "/" not in rest and not name.startswith((".", "~")) and "\\" not in name
+
+
+def no_model(name: str) -> ModelNotFoundError:
+    """The error for a model that is not there."""
+    return ModelNotFoundError(
+        f"there is no model {name!r}: give 'nano' (the embedded voice), a folder with a checkpoint in it, or a hub id "
+        "such as 'bosonai/higgs-audio-v2-generation-3B-base'"
+    )
+
+
+def check_model(name: str) -> None:
+    """Refuse what can be seen from here to be no model; nothing is loaded and nobody asked. Errors: `ModelNotFoundError`."""
+    if engine_kind(name) != "local" or name == "nano" or is_hub_id(name):
+        return
+    if not name or not Path(name).expanduser().is_dir():
+        raise no_model(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from pipecat.frames.frames import (
 )
 from pipecat.metrics.metrics import TTFAMetricsData, TTFBMetricsData, TTSUsageMetricsData
 from pipecat.pipeline.worker import PipelineParams
+from pipecat.processors.metrics.frame_processor_metrics import FrameProcessorMetrics
 from pipecat.services.settings import TTSSettings
 from pipecat.services.tts_service import TextAggregationMode
 from pipecat.tests.utils import run_test
@@ -37,6 +39,8 @@ from pipecat.utils.text.transforms import strip_markdown
 
 from higgs_voice import Sampling, SessionSettings, Voice, Window
 from higgs_voice.adapters.pipecat import HiggsTTSService, HiggsTTSSettings, PlayoutTracker
+from higgs_voice.adapters.pipecat_settings import check_arguments
+from higgs_voice.backends import create_backend
 from higgs_voice.backends.fake import FakeSynthesizer
 from higgs_voice.conversation.synthesizer import FinishReason
 from higgs_voice.errors import (
@@ -46,6 +50,8 @@ from higgs_voice.errors import (
     ModelNotFoundError,
     SettingsError,
     SnapshotError,
+    VoiceError,
+    VoiceFileError,
 )
 from tests.adapters.pipecat_kit import room, settle_loop
 
@@ -461,11 +467,73 @@ async def test_a_saved_voice_by_its_path(tmp_path: Any) -> None:
         ({"language": "de"}, r"settings=HiggsTTSService.Settings\(language=...\)"),
         ({"seed": 7}, r"settings=HiggsTTSService.Settings\(seed=...\)"),
         ({"window": Window.last_n(2)}, r"session_settings=SessionSettings\(window=...\)"),
+        ({"voice_id": "ada"}, r"no argument 'voice_id'; write voice=\.\.\."),
+        ({"params": {}}, r"no argument 'params'; write settings=HiggsTTSService.Settings\(\.\.\.\)"),
+        ({"api_key": "x"}, r"no argument 'api_key'; write model=\"ws://TOKEN@host:port\""),
+        ({"voise": "ada"}, r"no argument 'voise'; did you mean voice=\.\.\.\?"),
+        ({"sampel_rate": 8000}, r"no argument 'sampel_rate'; did you mean sample_rate=\.\.\.\?"),
+        ({"tempreture": 1}, r"'tempreture'; did you mean settings=HiggsTTSService.Settings\(temperature=...\)\?"),
+        ({"chunkr": 1}, r"'chunkr'; did you mean session_settings=SessionSettings\(chunker=...\)\?"),
+        ({"qqq": 1}, r"no argument 'qqq'; it has: model, engine, voice, .*, sample_rate, .*, name, "),
     ],
 )
 def test_constructing_is_refused_with_a_sentence(argument: dict[str, Any], match: str) -> None:
     with pytest.raises(SettingsError, match=match):
         service(**argument)
+
+
+async def test_what_the_classes_behind_the_service_take_goes_through() -> None:
+    class Logged:
+        def __init__(self, *, log_to: str = "") -> None:
+            self.log_to = log_to
+
+    class LoggedService(HiggsTTSService, Logged):
+        def __init__(self, *, log_to: str, **kwargs: Any) -> None:
+            HiggsTTSService.__init__(self, **kwargs)
+            Logged.__init__(self, log_to=log_to)
+
+    tts = LoggedService(
+        log_to="here",
+        engine=FakeSynthesizer(),
+        sample_rate=8000,
+        name="ada",
+        metrics=FrameProcessorMetrics(),
+        enable_direct_mode=False,
+        transport_destination="second",
+        stop_frame_timeout_s=5.0,
+        task_manager=None,
+    )
+    assert (tts.name, tts.log_to) == ("ada", "here")
+    check_arguments({"log_to": "here"}, LoggedService)
+    with pytest.raises(SettingsError, match="'log_to'"):
+        check_arguments({"log_to": "here"}, HiggsTTSService)
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "match"),
+    [
+        ({"model": "nope"}, ModelNotFoundError, "there is no model 'nope'"),
+        ({"model": "/nowhere/at/all"}, ModelNotFoundError, "there is no model '/nowhere/at/all'"),
+        ({"settings": HiggsTTSSettings(model="nope")}, ModelNotFoundError, "there is no model 'nope'"),
+        ({"voice": "nobody"}, VoiceError, "there is no voice 'nobody'; there are: .*ross"),
+        ({"voice": "/nowhere/x.voice"}, VoiceFileError, "does not exist"),
+        ({"settings": HiggsTTSSettings(voice="nobody")}, VoiceError, "there is no voice 'nobody'"),
+        ({"engine": FakeSynthesizer(), "voice": "nobody"}, VoiceError, "there is no voice 'nobody'"),
+    ],
+)
+def test_what_is_not_on_this_machine_is_refused_when_it_is_named(
+    argument: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        HiggsTTSService(**argument)
+
+
+def test_what_only_a_server_or_the_hub_can_know_is_not_asked_here(tmp_path: Path) -> None:
+    HiggsTTSService(model="ws://127.0.0.1:1", voice="nobody")
+    HiggsTTSService(engine=create_backend("ws://127.0.0.1:1"), voice="nobody")
+    HiggsTTSService(model="nobody/nothing")
+    HiggsTTSService(model=str(tmp_path), voice="low; a bit hoarse")
+    HiggsTTSService(model="boson:nobody/nothing", voice="ross")
 
 
 def test_what_the_framework_would_set_anyway_is_taken() -> None:
@@ -557,13 +625,13 @@ async def test_an_engine_that_cannot_be_had_is_a_permanent_error(monkeypatch: py
         raise ModelNotFoundError(f"there is no model {model!r}")
 
     monkeypatch.setattr("higgs_voice.adapters.engines.create_backend", refuse)
-    tts = HiggsTTSService(model="/nowhere/at/all")
+    tts = HiggsTTSService(model="nobody/nothing")
     frames = [LLMFullResponseStartFrame(), LLMTextFrame("Hello."), LLMFullResponseEndFrame()]
     down, up = await run_test(tts, frames_to_send=frames, start_timeout=20)
     errors = [frame.error for frame in up if isinstance(frame, ErrorFrame)]
     assert errors
     assert "Higgs cannot speak" in errors[0]
-    assert "/nowhere/at/all" in errors[0]
+    assert "nobody/nothing" in errors[0]
     assert not tts.is_usable
     assert not kinds(down, TTSAudioRawFrame)
 
@@ -700,7 +768,7 @@ def _chain(*processors: Any) -> Any:
 
 
 def test_nothing_is_loaded_by_the_constructor() -> None:
-    tts = HiggsTTSService(model="/nowhere/at/all")
+    tts = HiggsTTSService(model="nobody/nothing")
     with pytest.raises(Exception, match="set up"):
         _ = tts.session
     assert EndFrame  # the module's frames are pipecat's

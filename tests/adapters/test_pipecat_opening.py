@@ -71,7 +71,7 @@ async def slow_service(
     monkeypatch.setattr(engines, "borrow", borrow)
     monkeypatch.setattr(engines, "give_back", give_back)
     monkeypatch.setattr(engines, "serves", lambda model, engine: True)
-    return HiggsTTSService(model="slow", **kwargs), engine.ready
+    return HiggsTTSService(model="slow/model", **kwargs), engine.ready
 
 
 @pytest.mark.parametrize("tracker", [True, False])
@@ -142,7 +142,7 @@ async def test_an_opening_that_fails_is_said_once(tracker: bool, monkeypatch: py
         await r.until(lambda: not tts.get_audio_contexts())
         await r.say("Nobody says this.")
         await settle_loop()
-        assert r.errors() == ["Higgs cannot speak: there is no model 'slow'"]
+        assert r.errors() == ["Higgs cannot speak: there is no model 'slow/model'"]
         assert not tts.is_usable
         assert r.end.of(TTSAudioRawFrame) == []
         assert r.transcript() == []

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pipecat.frames.frames import AggregatedTextFrame, LLMFullResponseEndFrame, LLMFullResponseStartFrame, TTSSpeakFrame
+from loguru import logger
+from pipecat.frames.frames import (
+    AggregatedTextFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    TTSSpeakFrame,
+    TTSTextFrame,
+)
 from pipecat.utils.text.transforms import strip_markdown
 
 from higgs_voice.adapters.pipecat import HiggsTTSService
@@ -169,3 +176,34 @@ async def test_the_white_space_is_the_llms(text: str, tracker: bool) -> None:
         await r.say("And on.")
         await r.until(lambda: len(r.transcript()) == 2)
         assert r.transcript()[1] == "And on."
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("😀 **Bold** _x_ `code` [link](http://a.b) 1. item", "Bold** _x_ `code` [link](http://a.b) 1. item"),
+        ("- **Key**: one\n- **Other**: two", "Key**: one Other**: two"),
+        ('She said — "yes, now" — (loud)', 'She said yes, now" loud)'),
+        ("That is nice 😀. **Bold** is next.", "That is nice Bold** is next."),
+        ("## <b>This</b> - <i>that</i>", "<b>This</b> <i>that</i>"),
+        ('**Bold** "words" (here)', '**Bold** "words" (here)'),
+    ],
+)
+@pytest.mark.parametrize("kind", ["speak", "stream"])
+async def test_the_framework_finds_each_word_behind_signs_that_are_not_spoken(text: str, words: str, kind: str) -> None:
+    warnings: list[str] = []
+    logger.enable("pipecat")
+    sink = logger.add(warnings.append, level="WARNING")
+    try:
+        async with room(service(), tracker=False, real_time=False) as r:
+            if kind == "speak":
+                await r.worker.queue_frame(TTSSpeakFrame(text))
+            else:
+                await r.say(text)
+            await r.until(lambda: bool(r.transcript()))
+            assert [frame.text for frame in r.after_tts.of(TTSTextFrame)] == words.split(" ")
+            assert r.transcript() == [text]
+    finally:
+        logger.remove(sink)
+        logger.disable("pipecat")
+    assert warnings == []

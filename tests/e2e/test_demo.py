@@ -141,6 +141,47 @@ def test_what_both_remember_is_shown_in_whole_words(monkeypatch: pytest.MonkeyPa
     assert shown == words[-8:]
 
 
+def test_it_says_what_of_the_heard_words_the_window_has_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "agents"))
+    import demo  # type: ignore[import-not-found]
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=500)
+    demo.compare(console, "now", [], ["One two three.", "Four, five."], "Four, five.")
+    demo.compare(console, "now", [], ["One two three."], "One two three.")
+    some, every = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "the same last 2 of 5 words: Four five; what was heard before has left the voice's window" in some
+    assert every == "now, voice and LLM remember the same 3 words: One two three"
+
+
+@pytest.mark.parametrize(
+    ("heard", "cut_in"),
+    [
+        ("One two.  Three four. Five", "Five"),
+        ("One two. Three", "Three"),
+        ("One two. Three four.", ""),
+        ("", ""),
+    ],
+)
+def test_the_table_shows_what_was_heard_of_the_chunk_that_was_cut(report: object, heard: str, cut_in: str) -> None:
+    from demo_report import Said, print_table  # type: ignore[import-not-found]
+    from rich.console import Console
+
+    from higgs_voice import ChunkReport
+    from higgs_voice.conversation.synthesizer import FinishReason
+
+    reports = [
+        ChunkReport(number, text, text, FinishReason.EOS, None, 1.0, 0.1, 0.5, number)
+        for number, text in enumerate(("One two. ", "Three four. "))
+    ]
+    said = Said(2, 100.0, reports=reports, cut=True, heard=heard)
+    assert said.cut_in == cut_in
+    console = Console(file=io.StringIO(), width=200)
+    print_table(console, [said])
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert (f"cut by the caller after: {cut_in} …" if cut_in else "cut by the caller │") in shown
+
+
 async def test_the_terminals_ctrl_c_is_not_the_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "agents"))
     import demo  # type: ignore[import-not-found]

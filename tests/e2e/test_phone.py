@@ -496,6 +496,30 @@ def test_the_room_says_it_too(taken: int) -> None:
     assert done.stderr.splitlines()[-1] == says
 
 
+def test_the_room_s_help_names_the_runner_s_options_too() -> None:
+    command = [sys.executable, "agents/pipecat_bot.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0
+    for option in ("--model", "--speaker", "--host", "--port"):
+        assert option in done.stdout
+
+
+def test_the_room_offers_what_it_has_and_no_other_transport() -> None:
+    command = [sys.executable, "-u", "agents/pipecat_bot.py", "--model", "fake", "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        said: list[str] = []
+        for line in server.stdout:
+            said.append(line)
+            if "Open:" in line:
+                break
+        server.terminate()
+        said += server.stdout
+    banner = "".join(said)
+    assert "Bot ready! (WebRTC)" in banner
+    assert "transports" not in banner
+
+
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 99999), ("192.0.2.1", 0)])
 def test_a_place_that_cannot_be_is_said_in_the_same_words(
     agents: tuple[ModuleType, ModuleType], host: str, port: int

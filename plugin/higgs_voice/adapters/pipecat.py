@@ -80,7 +80,14 @@ try:
     from pipecat.utils.types import NotGiven, is_given
 
     from .pipecat_playout import AFTER, PlayoutTracker, Utterance
-    from .pipecat_settings import SAMPLING, HiggsTTSSettings, check_arguments, check_language, check_settings
+    from .pipecat_settings import (
+        SAMPLING,
+        HiggsTTSSettings,
+        check_arguments,
+        check_language,
+        check_places,
+        check_settings,
+    )
 except ModuleNotFoundError as error:
     raise DependencyError(
         f'the Pipecat service needs {error.name}, which is not installed; run: pip install "higgs-voice[pipecat]"'
@@ -113,7 +120,8 @@ class HiggsTTSService(TTSService):
             has said. How it speaks is for the other arguments. Errors: `SnapshotError` for what is none.
         lead_s: How much audio is handed to the transport before it is played. The rest waits in the session, where an
             interruption costs nothing.
-        **kwargs: For `TTSService`; `sample_rate` among them.
+        **kwargs: For `TTSService`; `sample_rate` among them. Errors: `SettingsError` for one that nobody takes, `ModelNotFoundError`
+            and `VoiceError` for a name that cannot be found.
 
     Event handlers: `TTSService`'s, and ``on_chunk(service, report)`` with a `ChunkReport` when a chunk is generated.
     """
@@ -134,7 +142,7 @@ class HiggsTTSService(TTSService):
         lead_s: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        kwargs = check_arguments(kwargs)
+        kwargs = check_arguments(kwargs, type(self))
         wanted = session_settings or SessionSettings()
         store = self.Settings(
             model=model if engine is None else None,
@@ -158,6 +166,7 @@ class HiggsTTSService(TTSService):
                 )
             saved = Snapshot.parse(snapshot).voice
             store.voice, store.scene, store.speakers = saved.name, saved.scene, saved.speakers
+        check_places(store.model, voice_given, engine)
         if isinstance(voice_given, Voice):
             store.voice = voice_given.name
         kwargs.setdefault("stop_frame_timeout_s", 30.0)  # contexts are closed by the service; a slow LLM must not
@@ -595,13 +604,13 @@ class HiggsTTSService(TTSService):
         await super().start_word_timestamps()
 
     async def _place(self, utterance: Utterance, word: Word) -> None:
-        utterance.script.words.append(word)
-        if not any(char.isalnum() for char in word.text):
-            return  # the framework takes a lone sign along with the word before it
+        told = utterance.place(word)
+        if not told:
+            return
         seconds = 0.0
         if utterance.opening is not None:
             seconds = max(0.0, utterance.timeline.at(word.start_s) - utterance.opening)
-        await self.add_word_timestamps([(word.text, seconds)], utterance.context_id)
+        await self.add_word_timestamps([(told, seconds)], utterance.context_id)
 
     async def _report(self, report: ChunkReport) -> None:
         if report.error is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from pipecat.audio.resamplers.base_audio_resampler import BaseAudioResampler
@@ -21,6 +22,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor, F
 from pipecat.utils.text.base_text_aggregator import TextType
 
 from ..conversation.speech import Speech
+from ..conversation.timing import Word
 from .playout import Script, Timeline
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class Utterance:
     """By the tracker: words that have been let through."""
     shown: int = 0
     """By the tracker: characters of the written text that have been let through."""
+    named_to: int = 0
+    """Up to which character of the text that was fed the framework has been told the words."""
     over: bool = False
     """By the tracker: nothing of it is still to be played."""
     orphan: bool = False
@@ -91,6 +95,23 @@ class Utterance:
         if self.speech is not None and not self.orphan:
             self.speech.feed(text)
 
+    def place(self, word: Word) -> str:
+        """A word's time is known; what the framework is told of it, empty where it needs nothing.
+
+        It takes a lone sign along with the word beside it. But it looks for a word either at the first sign that it has not come
+        to or at the first letter behind: of "😀 **Hello**" it finds "Hello**" only.
+        """
+        self.script.words.append(word)
+        if not any(map(str.isalnum, word.text)):
+            return ""
+        told = word.text
+        if not told[0].isalnum():
+            fed = "".join(piece.fed for piece in self.script.pieces)
+            if fed[self.named_to : word.char_start].strip():
+                told = "".join(dropwhile(_is_sign, told))
+        self.named_to = word.char_end
+        return told
+
     def end(self) -> None:
         """No more text; idempotent."""
         self.text_ended = True
@@ -101,6 +122,11 @@ class Utterance:
         """No more sound; never waits."""
         if self.speech is not None:
             self.speech.stop()
+
+
+def _is_sign(char: str) -> bool:
+    """Whether the framework passes over it to the next letter; a tag it does not."""
+    return not char.isalnum() and char != "<"
 
 
 class PlayoutTracker(FrameProcessor):

@@ -188,7 +188,25 @@ async def find_voice(said: str | Path, engine: Synthesizer | None = None, *, fol
     except VoiceError as error:
         if own is not None:
             raise
-        raise VoiceError(f"{error}{refusal} (a description in one word goes into speakers)") from error
+        raise _one_word(error, refusal) from error
 
 
-__all__ = ["Preset", "Presets", "check_name", "find_voice"]
+def _one_word(error: VoiceError, refusal: str = "") -> VoiceError:
+    return VoiceError(f"{error}{refusal} (a description in one word goes into speakers)")
+
+
+def check_voice(said: str, *, folder: Path | None = None) -> None:
+    """Refuse what `find_voice` would not find on this machine, where no server is asked; a file is not read.
+
+    Errors: `VoiceError`, `VoiceFileError`.
+    """
+    if _PATH.fullmatch(said):
+        if not Path(said).exists():
+            raise VoiceFileError(f"voice file {said!r} does not exist")
+    elif NAME.fullmatch(said) is not None:
+        presets = Presets(folder if folder is not None else voices_folder())
+        if said not in presets.names():
+            raise _one_word(presets.unknown(said))
+
+
+__all__ = ["Preset", "Presets", "check_name", "check_voice", "find_voice"]

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from ..config import is_hub_id, no_model
 from ..errors import CheckpointError, ModelNotFoundError, SettingsError
 from .linear import pick_weight_dtype, quantize
 
@@ -95,16 +96,13 @@ def resolve(model: str, codec: str | None = None) -> Source:
         found = Source(model, str(NANO / "model"), str(NANO / "codec"))
     elif model and folder.is_dir():
         found = _resolve_folder(model, folder)
-    elif _is_hub_id(model):
+    elif is_hub_id(model):
         found = Source(model, model, CODECS.get(model, DEFAULT_CODEC))
     else:
-        raise ModelNotFoundError(
-            f"there is no model {model!r}: give 'nano' (the embedded voice), a folder with a checkpoint in it, or a hub id "
-            f"such as {next(iter(CODECS))!r}"
-        )
+        raise no_model(model)
     if codec is None:
         return found
-    if not Path(codec).expanduser().is_dir() and not _is_hub_id(codec):
+    if not Path(codec).expanduser().is_dir() and not is_hub_id(codec):
         raise ModelNotFoundError(
             f"there is no codec {codec!r}: give a folder with a codec in it, or a hub id such as {DEFAULT_CODEC!r}"
         )
@@ -124,11 +122,6 @@ def _resolve_folder(name: str, folder: Path) -> Source:
         if (codec / "config.json").is_file():
             return Source(name, str(model), str(codec))
     return Source(name, str(model), DEFAULT_CODEC)
-
-
-def _is_hub_id(name: str) -> bool:
-    owner, _, rest = name.partition("/")
-    return bool(owner) and bool(rest) and "/" not in rest and not name.startswith((".", "~")) and "\\" not in name
 
 
 def load(
