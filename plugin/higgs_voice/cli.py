@@ -288,7 +288,7 @@ class Saying:
                     )
                     if event.error is not None:
                         self._console.print(f"        {event.error}", markup=False)
-                    if self.model == "nano" and not _latin(event.written):
+                    if self.model == "nano" and not _latin(event.spoken):
                         self._console.print("        nano has learned English: it makes sounds of this, but no words")
             if player is not None:
                 status.update("playing the rest")
